@@ -1,0 +1,86 @@
+# Sourced by every script in this folder: environment, devices, port, trainer, Weights & Biases.
+#
+#   source "$(dirname "$0")/setup.sh"
+#
+# Reads (all optional):
+#   GPUS=0,1,2,3      GPUs of this node for one job
+#   DEVICE=auto       gpu, cpu, or auto: gpu where `nvidia-smi -L` works
+#   NUM_PROCESSES=1   processes of one job on a CPU machine
+#   MASTER_PORT=      a free port is found when empty
+#   HOSTFILE=         DeepSpeed hostfile for several nodes
+#   SFT_MODULE=       trainer; default: align-anything's when importable, else this project's
+# Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, SFT_MODULE, `launch`, `output_folder`.
+# Does not parse anything: a script that needs a value from a stage reads its JSON in Python.
+# shellcheck shell=bash
+set -euo pipefail
+
+REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$REPO"
+
+if [[ -z "${VIRTUAL_ENV:-}" && -f "$REPO/.venv/bin/activate" ]]; then
+    # shellcheck disable=SC1091
+    source "$REPO/.venv/bin/activate"
+fi
+command -v python >/dev/null && python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("guardrail") is None)' || {
+    echo "error: the library is not installed in this environment; run: bash scripts/install.sh" >&2
+    exit 2
+}
+
+DEVICE="${DEVICE:-auto}"
+if [[ "$DEVICE" == auto ]]; then
+    if nvidia-smi -L >/dev/null 2>&1; then DEVICE=gpu; else DEVICE=cpu; fi
+fi
+case "$DEVICE" in
+gpu)
+    GPUS="${GPUS:-0,1,2,3}"
+    IFS=, read -ra GPU_LIST <<<"$GPUS"
+    NUM_PROCESSES="${#GPU_LIST[@]}"
+    DEEPSPEED_WHERE=(--include "localhost:$GPUS")
+    ACCELERATE_WHERE=("--gpu_ids=$GPUS" "--num_processes=$NUM_PROCESSES")
+    ;;
+cpu)
+    NUM_PROCESSES="${NUM_PROCESSES:-1}"
+    export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+    DEEPSPEED_WHERE=(--num_gpus "$NUM_PROCESSES") # DeepSpeed counts CPU ranks with the same flag
+    ACCELERATE_WHERE=(--cpu "--num_processes=$NUM_PROCESSES")
+    ;;
+*)
+    echo "error: unknown DEVICE '$DEVICE'; expected gpu, cpu or auto" >&2
+    exit 2
+    ;;
+esac
+if [[ -n "${HOSTFILE:-}" ]]; then
+    [[ -f "$HOSTFILE" ]] || { echo "error: no such HOSTFILE: $HOSTFILE" >&2 && exit 2; }
+    DEEPSPEED_WHERE=(--hostfile "$HOSTFILE") # --include names one node's GPUs and is left out
+fi
+
+MASTER_PORT="${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
+export MASTER_PORT
+ACCELERATE_WHERE+=("--main_process_port=$MASTER_PORT" --num_machines=1 --mixed_precision=no --dynamo_backend=no)
+
+if [[ -z "${WANDB_API_KEY:-}" ]]; then export WANDB_MODE="${WANDB_MODE:-offline}"; fi
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}" HF_HUB_DISABLE_TELEMETRY=1
+
+# Sets SFT_MODULE and says why. A function, because only training scripts need the (slow) import test.
+choose_trainer() {
+    local reason="set by SFT_MODULE"
+    if [[ -z "${SFT_MODULE:-}" ]]; then
+        SFT_MODULE=guardrail.training.sft
+        reason="align-anything is not installed"
+        if python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("align_anything") is None)'; then
+            reason="align-anything is installed but does not import"
+            if python -c 'import align_anything.trainers.text_to_text.sft' >/dev/null 2>&1; then
+                SFT_MODULE=align_anything.trainers.text_to_text.sft
+                reason="align-anything is importable"
+            fi
+        fi
+    fi
+    echo "trainer: $SFT_MODULE ($reason)" >&2
+}
+
+# Run a launcher so that a user error stays one line with exit code 2.
+launch() { python -m guardrail.launch "$@"; }
+
+output_folder() {
+    mkdir -p "$1" || { echo "error: cannot create the output folder $1" >&2 && exit 2; }
+}
