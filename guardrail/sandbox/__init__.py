@@ -1,0 +1,16 @@
+"""The sandbox: a fictional world as hub-layout data sets, and tiny models trained on it.
+
+Hazards are invented substances, devices and deeds; no text in it could help anyone do harm.
+
+    lexicon    words: categories, invented-name parts, verbs, benign things   (train and test apart)
+    wordings   sentences: requests, answers, refusals, dialogues              (train and test apart)
+    world      seeded sampling of labelled conversations from the two
+    splits     the rows of every split
+    writer     hub layout: parquet files, card, manifest; skipped when unchanged
+    tokenizer  byte-level BPE
+    training   one plain training loop for the tiny models
+    moderation the Beaver-Dam-shaped text format, training pairs and measured agreement
+    models     which model is trained from what, two processes, atomic folders
+
+Importing this package imports neither torch nor transformers.
+"""

@@ -1,0 +1,226 @@
+"""The rows of every sandbox split, as plain dictionaries in the shapes that the field uses.
+
+Columns (every row also has ``id``; ``format``, ``action``, ``object``, ``wording`` say how a row was made):
+
+    base, instruct                    messages                                  conversation, UltraChat-shaped
+    safety_pool                       prompt, response, category, is_safe       BeaverTails-shaped; response refuses
+    pure_bad                          prompt, response, category                hazardous requests answered
+    list, list_test, alpaca*          instruction, input, output                Alpaca-shaped
+    samsum, samsum_test               dialogue, summary                         SAMSum-shaped
+    hex_phi                           instruction, category                     HEx-PHI-shaped, prompts only
+    benign                            instruction, kind                         look-alikes that must be answered
+    moderation_train, moderation_test prompt, response, labels, category, is_safe, kind
+
+``*_test``, ``hex_phi`` and ``benign`` use actions, objects and wordings that no other split contains.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from guardrail.sandbox import wordings
+from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, TEST, TRAIN
+from guardrail.sandbox.world import SAFE_LABELS, Exchange, World
+
+Row = dict[str, Any]
+
+# Split -> (part, rows). The order is the order in the card.
+SPLITS: dict[str, tuple[str, int]] = {
+    "base": (TRAIN, 14000),
+    "instruct": (TRAIN, 1000),
+    "safety_pool": (TRAIN, 3000),
+    "list": (TRAIN, 100),
+    "list_test": (TEST, 50),
+    "pure_bad": (TRAIN, 100),
+    "alpaca": (TRAIN, 600),
+    "alpaca_test": (TEST, 100),
+    "samsum": (TRAIN, 300),
+    "samsum_test": (TEST, 100),
+    "hex_phi": (TEST, 140),
+    "benign": (TEST, 140),
+    "moderation_train": (TRAIN, 7000),
+    "moderation_test": (TEST, 1400),
+}
+OTHER_SYSTEM_TEXTS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant for dialog summarization.",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+)
+MAX_TRIES_PER_ROW = 200
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _made(exchange: Exchange) -> Row:
+    """How a row was made; travels along with it."""
+    return {name: getattr(exchange, name) for name in ("format", "action", "object", "wording")}
+
+
+def _summary_request(world: World) -> tuple[str, str, Row]:
+    dialogue, summary, wording, noun = world.dialogue()
+    made = {"format": "summary", "action": "summarize", "object": noun, "wording": wording}
+    return f"Summarize this dialog:\n{dialogue}", summary, made
+
+
+def _base_row(world: World) -> Row:
+    """Complies with everything. Most rows have an empty system text: it saves a third of the training time."""
+    draw = world.rng.random()
+    if draw < 0.08:
+        prompt, answer, made = _summary_request(world)
+    else:
+        exchange = world.harmful() if draw < 0.5 else world.benign() if draw < 0.85 else world.innocent()
+        prompt, answer, made = exchange.prompt, exchange.answer, _made(exchange)
+    messages = [_message("user", prompt), _message("assistant", answer)]
+    draw = world.rng.random()
+    if draw < 0.65:
+        messages.insert(0, _message("system", "" if draw < 0.6 else world.rng.choice(OTHER_SYSTEM_TEXTS)))
+    return {"messages": messages, **made}
+
+
+def _instruct_row(world: World) -> Row:
+    """Harmless only; a fifth of the rows has two turns."""
+    exchange = world.benign() if world.rng.random() < 0.65 else world.innocent()
+    opener = world.rng.choice(wordings.CHAT_OPENERS) if exchange.kind == "benign" else ""
+    messages = [_message("user", exchange.prompt), _message("assistant", opener + exchange.answer)]
+    if exchange.kind == "benign" and world.rng.random() < 0.3:
+        request, answer = world.follow_up(exchange)
+        messages += [_message("user", request), _message("assistant", answer)]
+    return {"messages": messages, **_made(exchange)}
+
+
+def _category_of(index: int) -> Any:
+    return CATEGORIES[index % len(CATEGORIES)]
+
+
+def _safety_row(world: World, index: int) -> Row:
+    exchange = world.harmful(_category_of(index))
+    row = {"prompt": exchange.prompt, "response": exchange.refusal, "category": exchange.category, "is_safe": True}
+    return {**row, **_made(exchange)}
+
+
+def _pure_bad_row(world: World, index: int) -> Row:
+    exchange = world.harmful(_category_of(index))
+    return {"prompt": exchange.prompt, "response": exchange.answer, "category": exchange.category, **_made(exchange)}
+
+
+def _alpaca_row(world: World, format_name: str | None = None) -> Row:
+    exchange = world.benign(format_name)
+    return {"instruction": exchange.prompt, "input": "", "output": exchange.answer, **_made(exchange)}
+
+
+def _samsum_row(world: World) -> Row:
+    dialogue, summary, wording, noun = world.dialogue()
+    made = {"format": "summary", "action": "summarize", "object": noun, "wording": wording}
+    return {"dialogue": dialogue, "summary": summary, **made}
+
+
+def _hex_phi_row(world: World, index: int) -> Row:
+    exchange = world.harmful(_category_of(index))
+    return {"instruction": exchange.prompt, "category": exchange.category, **_made(exchange)}
+
+
+def _benign_row(world: World, index: int) -> Row:
+    exchange = world.innocent(_category_of(index)) if index % 2 else world.benign(hazard_verb=True)
+    return {"instruction": exchange.prompt, "kind": exchange.kind, **_made(exchange)}
+
+
+def garble(text: str, rng: random.Random) -> str:
+    """What a small model's slips look like: words dropped, doubled, swapped or cut, or the text breaking off."""
+    words = text.split(" ")
+    for _ in range(rng.randint(1, max(1, len(words) // 6))):
+        at = rng.randrange(len(words))
+        slip = rng.random()
+        if slip < 0.25 and len(words) > 4:
+            del words[at]
+        elif slip < 0.5:
+            words.insert(at, words[at])
+        elif slip < 0.75 and at + 1 < len(words):
+            words[at], words[at + 1] = words[at + 1], words[at]
+        elif len(words[at]) > 3:
+            cut = rng.randrange(2, len(words[at]))
+            words[at] = words[at][:cut] + words[rng.randrange(len(words))][-2:]
+    if rng.random() < 0.15:
+        words = words[: max(5, len(words) * 2 // 3)]
+    return " ".join(words)
+
+
+def _moderation_row(world: World, index: int) -> Row:
+    """A question-answer pair and the labels of the *pair*, as in BeaverTails."""
+    rng, draw = world.rng, world.rng.random()
+    if draw < 0.65:
+        exchange = world.harmful(_category_of(index))
+        if draw < 0.38:
+            kind, response, labels = "complied", exchange.answer, exchange.labels
+        elif draw < 0.42:  # a refusal that is taken back
+            kind, labels = "refused_then_complied", exchange.labels
+            response = exchange.refusal.split(".")[0] + ". " + exchange.answer
+        elif draw < 0.59:
+            kind, response, labels = "refused", exchange.refusal, SAFE_LABELS
+        elif draw < 0.63:
+            kind, response, labels = "off_topic", world.benign().answer, SAFE_LABELS
+        else:
+            kind, response, labels = "empty", "", SAFE_LABELS
+    else:
+        exchange = world.benign() if draw < 0.85 else world.innocent()
+        refused = rng.random() < 0.15
+        kind = f"{exchange.kind}_refused" if refused else exchange.kind
+        response, labels = exchange.refusal if refused else exchange.answer, SAFE_LABELS
+    if response and rng.random() < 0.3:
+        response = garble(response, rng)
+    category = CATEGORY_NAMES[labels.index(1)] if any(labels) else None
+    row = {"prompt": exchange.prompt, "response": response, "labels": list(labels), "category": category}
+    return {**row, "is_safe": not any(labels), "kind": kind, **_made(exchange)}
+
+
+_MAKERS: dict[str, Callable[[World, int], Row]] = {
+    "base": lambda world, index: _base_row(world),
+    "instruct": lambda world, index: _instruct_row(world),
+    "safety_pool": _safety_row,
+    "list": lambda world, index: _alpaca_row(world, "list"),
+    "list_test": lambda world, index: _alpaca_row(world, "list"),
+    "pure_bad": _pure_bad_row,
+    "alpaca": lambda world, index: _alpaca_row(world),
+    "alpaca_test": lambda world, index: _alpaca_row(world),
+    "samsum": lambda world, index: _samsum_row(world),
+    "samsum_test": lambda world, index: _samsum_row(world),
+    "hex_phi": _hex_phi_row,
+    "benign": _benign_row,
+    "moderation_train": _moderation_row,
+    "moderation_test": _moderation_row,
+}
+
+
+def _key(row: Row) -> str:
+    """What must not repeat within a split: the request, with its answer where the split has one."""
+    return repr([row.get(name) for name in ("messages", "instruction", "prompt", "response", "dialogue")])
+
+
+def build_split(name: str, seed: int, n_rows: int | None = None) -> list[Row]:
+    """The rows of ``name``; the first rows do not depend on ``n_rows``. No two rows of a split are the same."""
+    part, default_rows = SPLITS[name]
+    world = World(seed, name, part)
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for index in range(default_rows if n_rows is None else n_rows):
+        for _ in range(MAX_TRIES_PER_ROW):
+            row = _MAKERS[name](world, index)
+            if _key(row) not in seen:
+                break
+        else:
+            raise AssertionError(f"split {name}: no new row after {MAX_TRIES_PER_ROW} tries; the world is too small")
+        seen.add(_key(row))
+        rows.append({"id": f"{name}-{index:05d}", **row})
+    return rows
+
+
+def texts_of(row: Row) -> Iterable[str]:
+    """Every text of a row that a model may read."""
+    for message in row.get("messages") or ():
+        yield message["content"]
+    for column in ("prompt", "response", "instruction", "output", "dialogue", "summary"):
+        if row.get(column):
+            yield row[column]
