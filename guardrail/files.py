@@ -54,7 +54,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may never have been created
+                temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -1,0 +1,189 @@
+"""The typed schema of `configs/studies/*.yaml`: the only home of a study's settings and their defaults.
+
+Unknown keys are refused with the near match, wrong types with the path of the key. Cross-field checks are in
+`Study.__post_init__`. Known limit: one base model per file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guardrail.errors import UserError, unknown
+from guardrail.prompts import check_style
+
+SIMILARITY_SUBSETS = ("high", "low")
+SUBSETS = (*SIMILARITY_SUBSETS, "random", "full", "none")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows: a file or data-set folder (or hub name), and the split where there are several."""
+
+    source: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """`base` is aligned and fine-tuned; `extraction` is the uncensored chat model; `moderation` is the judge."""
+
+    base: str
+    extraction: str
+    moderation: str
+
+
+@dataclass(frozen=True)
+class Utility:
+    """How a task's usefulness is measured: held-out rows and the evaluator of eval_utility.py."""
+
+    source: str
+    split: str
+    evaluator: str = "rouge_1"
+    max_new_tokens: int = 96
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream fine-tuning set and its utility measure."""
+
+    train: Source
+    utility: Utility
+
+
+@dataclass(frozen=True)
+class Training:
+    """Flags of the SFT trainer (REFERENCE: the paper's commands)."""
+
+    epochs: int
+    learning_rate: float
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int = 1
+    model_max_length: int = 4096
+    ds_cfgs: str = "ds_z3_config.json"
+    bf16: bool = True
+    gradient_checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Flags of eval_safety.py and evaluate.py."""
+
+    safety_bench: str
+    over_refusal_bench: str | None = None
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    samples_per_prompt: int = 1
+    moderation_max_length: int = 512
+    threshold: float = 0.5
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study file, resolved."""
+
+    name: str
+    description: str
+    models: Models
+    prompt_style: str
+    instruct: Source
+    safety_pool: Source
+    tasks: dict[str, Task]
+    subsets: tuple[str, ...]
+    subset_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    alignment: Training
+    fine_tuning: Training
+    evaluation: Evaluation
+    dtype: str = "bfloat16"
+    sandbox: bool = False
+    instruct_size: int | None = field(default=None, metadata={"doc": "first rows of `instruct`; all when absent"})
+
+    def __post_init__(self) -> None:
+        check_style(self.prompt_style)
+        for subset in self.subsets:
+            if subset not in SUBSETS:
+                raise unknown("subset", subset, SUBSETS)
+        for name, values in (("subsets", self.subsets), ("subset_sizes", self.subset_sizes), ("seeds", self.seeds)):
+            if not values:
+                raise UserError(f"{name} is empty; expected at least one")
+            if len(set(values)) != len(values):
+                raise UserError(f"{name} holds a value twice: {list(values)}")
+        if min(self.subset_sizes) < 1:
+            raise UserError(f"subset_sizes must be positive, got {min(self.subset_sizes)}")
+        if not self.tasks:
+            raise UserError("tasks is empty; expected at least one")
+
+
+def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:
+    """Read and check a study file. ``overrides`` replaces top-level keys (the quickstart's variables).
+
+    Raises ``UserError`` with the file and the key's path.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise unknown("study file", path, known) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected a mapping of settings")
+    try:
+        return build(Study, {**raw, **(overrides or {})}, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as an instance of the annotated type ``kind``; the generic half of the schema."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    place = where or "the file"
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return build(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{place}: expected keys {', '.join(f.name for f in dataclasses.fields(kind))}")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise unknown(f"key in {place}:", key, hints)
+        missing = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in value
+        ]
+        if missing:
+            raise UserError(f"{place}: missing {', '.join(missing)}")
+        return kind(**{k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{place}: expected a mapping")
+        return {str(k): build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{place}: expected a list, got {value!r}")
+        return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 2e-5 (no dot) as a string
+        except ValueError:
+            raise UserError(f"{place}: expected a number, got {value!r}") from None
+    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+        return value
+    raise UserError(f"{place}: expected {kind.__name__}, got {value!r}")
+
+
+def as_dict(study: Study) -> dict[str, Any]:
+    """The resolved study as plain values, for provenance."""
+    return dataclasses.asdict(study)

@@ -1,0 +1,88 @@
+"""Names and places of a study's parts: which alignments exist, which cells share them, where files lie.
+
+outputs/<study>/
+  similarity/<set>/reps/extraction/      representations of the pool and of each task
+  similarity/<task>/<subset>_<size>/     selections
+  data/                                  training splits (instruct + subset), hub layout
+  aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
+  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint and its evaluation/
+  base/                                  evaluation of the base model
+  study.json  tables/  figures/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from guardrail.study.config import SIMILARITY_SUBSETS, Study
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One upstream alignment: ``task`` is None where the subset does not depend on the downstream task."""
+
+    task: str | None
+    subset: str
+    size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`list_high_sim_1000`, `random_sim_1000`, `full`, `none`."""
+        if self.subset in ("full", "none"):
+            return self.subset
+        return f"{self.task}_{self.subset}_sim_{self.size}" if self.task else f"{self.subset}_sim_{self.size}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning run: an alignment, then a downstream task."""
+
+    task: str
+    subset: str
+    size: int
+    seed: int
+
+    @property
+    def alignment(self) -> Alignment:
+        task = self.task if self.subset in SIMILARITY_SUBSETS else None
+        return Alignment(task, self.subset, self.size, self.seed)
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}__{self.alignment.name}"
+
+
+class Grid:
+    """All cells of a study in table order, the alignments they need, and their folders."""
+
+    def __init__(self, study: Study, root: str | Path = "outputs") -> None:
+        self.study = study
+        self.folder = Path(root) / study.name
+
+    @property
+    def cells(self) -> list[Cell]:
+        study = self.study
+        out = []
+        for task in study.tasks:
+            for size in study.subset_sizes:
+                for subset in study.subsets:
+                    if subset in ("full", "none") and size != study.subset_sizes[0]:
+                        continue  # these have no size: one arm, not one per size
+                    out += [Cell(task, subset, size, seed) for seed in study.seeds]
+        return out
+
+    @property
+    def alignments(self) -> list[Alignment]:
+        return list(dict.fromkeys(cell.alignment for cell in self.cells))
+
+    def aligned_folder(self, alignment: Alignment) -> Path:
+        return self.folder / "aligned" / alignment.name / f"seed{alignment.seed}"
+
+    def cell_folder(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name / f"seed{cell.seed}"
+
+    @property
+    def base_folder(self) -> Path:
+        return self.folder / "base"

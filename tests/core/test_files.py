@@ -1,0 +1,78 @@
+"""Atomic writes, hashes and model folders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guardrail.checkpoints import hash_checkpoint, resolve_checkpoint
+from guardrail.errors import UserError
+from guardrail.files import atomic_path, hash_json, read_json, require_free_space, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "x.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    for content in ("one", "two"):
+        with atomic_path(tmp_path / "store") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [f.name for f in (tmp_path / "store").iterdir()] == ["two"]
+    assert [f.name for f in tmp_path.iterdir()] == ["store"]
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_malformed_json_names_the_line(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1,\n "b" 2}')
+    with pytest.raises(UserError, match="line 2"):
+        read_json(tmp_path / "x.json")
+
+
+def test_unwritable_place_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_free_space_is_checked_with_both_numbers(tmp_path):
+    require_free_space(tmp_path, 1)
+    with pytest.raises(UserError, match=r"needed, .* GiB free"):
+        require_free_space(tmp_path / "not" / "yet", 1 << 60)
+
+
+def test_hash_ignores_key_order_and_sees_values():
+    assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+    assert hash_json({"a": 1}) != hash_json({"a": 2})
+
+
+def test_checkpoint_resolves_to_slice_end(tiny_model, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slice_end").symlink_to(tiny_model)
+    assert resolve_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "slice_end")
+    assert hash_checkpoint(tmp_path / "run") == hash_checkpoint(tiny_model)
+
+
+def test_unknown_and_incomplete_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no such model folder"):
+        resolve_checkpoint(tmp_path / "absent")
+    with pytest.raises(UserError, match="hub is off"):
+        resolve_checkpoint("some-org/some-model")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        resolve_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no weights"):
+        resolve_checkpoint(tmp_path)
