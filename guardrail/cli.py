@@ -78,13 +78,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def report_user_error(error: UserError) -> int:
-    """Print the one line (rank 0 only), leave it for the launcher, return the exit code."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    """Print the one line (or leave it to ``guardrail.launch``, which prints it once) and return the exit code."""
     error_file = os.environ.get(ERROR_FILE_VARIABLE)
-    if error_file:
+    if error_file and os.path.exists(error_file):
         with open(error_file, "w", encoding="utf-8") as handle:
             handle.write(str(error))
+    elif int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return USER_ERROR_EXIT_CODE
 
 

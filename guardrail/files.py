@@ -47,7 +47,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (28, 122):
             raise UserError(f"no disk space left for {path}: free some or choose another output folder") from error
-        if error.errno in (13, 20, 21, 30):
+        if error.errno in (13, 17, 20, 21, 30):
             raise UserError(f"cannot write {path}: {error.strerror}; choose an output path you can write") from error
         raise
     finally:

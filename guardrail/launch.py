@@ -3,7 +3,8 @@
     python -m guardrail.launch accelerate launch ... eval_safety.py ...
 
 Launchers wrap a child's exit in pages of traceback and exit with 1. Entry points leave a ``UserError`` in the file
-named by GUARDRAIL_ERROR_FILE; once it is there, the launcher's own noise is dropped and the exit code is 2.
+named by GUARDRAIL_ERROR_FILE; once it is there, the launcher's own noise is dropped, the line is printed once and
+the exit code is 2.
 Other failures pass through with the launcher's output and exit code.
 """
 
@@ -29,11 +30,15 @@ def launch(command: list[str]) -> int:
         assert child.stderr is not None
         stream = child.stderr.fileno()
         while chunk := os.read(stream, 1 << 16):
-            if os.path.getsize(error_file) == 0 or chunk.startswith(b"error: "):
+            if os.path.getsize(error_file) == 0:
                 sys.stderr.buffer.write(chunk)
                 sys.stderr.flush()
         code = child.wait()
-        return USER_ERROR_EXIT_CODE if os.path.getsize(error_file) else code
+        if os.path.getsize(error_file):
+            with open(error_file, encoding="utf-8") as handle:
+                print(f"error: {handle.read()}", file=sys.stderr, flush=True)
+            return USER_ERROR_EXIT_CODE
+        return code
     finally:
         os.unlink(error_file)
 

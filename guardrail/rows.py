@@ -144,6 +144,8 @@ def list_splits(folder: str | Path, name: str | None = None) -> dict[str, list[P
                 : -len(next(s for s in sorted(FILE_SUFFIXES, key=len, reverse=True) if file.name.endswith(s)))
             ]
             out.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", stem), []).append(file)
+        if out:  # with a data/ folder, files beside it (a manifest, say) are no splits
+            break
     return out
 
 
