@@ -1,0 +1,247 @@
+"""Generation with Hugging Face models: length-sorted token-budget batches, rows leave the batch when they end.
+
+One forward per token for the rows still running. Left padding; masks come from lengths. Random numbers are drawn per
+row from its own seed, so batch composition cannot change a sample beyond floating-point noise.
+
+Limits: one device per process (no tensor parallelism: that is vLLM's job); no beam search, no penalties.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guardrail.cli import log
+from guardrail.errors import UserError
+from guardrail.generation.interface import (
+    Completion,
+    Request,
+    SamplingOptions,
+    decode_answer,
+    find_stop,
+    finish_completion,
+    plan_units,
+    row_seed,
+)
+from guardrail.models import load_causal_lm, load_tokenizer
+
+STOP_CHECK_EVERY_STEPS = 8  # a next-turn marker is looked for this often; the text is cut exactly either way
+COMPACT_BELOW_FRACTION = 0.75  # finished rows leave the batch when fewer than this share still run
+
+
+class HFBackend:
+    """``transformers`` in this process, on this rank's GPU or the CPU."""
+
+    name = "hf"
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        torch_dtype: str = "bfloat16",
+        stops: tuple[str, ...] = (),
+        trust_remote_code: bool = False,
+        unit_rows: int = 64,
+        unit_tokens: int = 32768,
+        device: Any = None,
+    ) -> None:
+        self.model_name_or_path = model_name_or_path
+        self.torch_dtype = torch_dtype
+        self.stops = stops
+        self.trust_remote_code = trust_remote_code
+        self.unit_rows = unit_rows
+        self.unit_tokens = unit_tokens
+        self.row_cap = unit_rows
+        self.device = device
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        return load_causal_lm(self.model_name_or_path, self.torch_dtype, self.device, self.trust_remote_code)
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a turn: the tokenizer's EOS and the model's generation configuration's."""
+        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        configured = configured if isinstance(configured, list) else [configured]
+        return tuple(sorted({i for i in (self.tokenizer.eos_token_id, *configured) if i is not None}))
+
+    @functools.cached_property
+    def context_tokens(self) -> int | None:
+        """The model's longest sequence; None when its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": self.name, "torch_dtype": self.torch_dtype}
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        on_batch: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Complete ``requests``; see ``Backend``. Raises ``UserError`` for a prompt as long as the context."""
+        import torch
+
+        out: list[Completion] = []
+        waiting = plan_units(requests, options.max_new_tokens, self.unit_tokens, self.row_cap)[::-1]
+        while waiting:
+            unit = waiting.pop()
+            try:
+                done = self._generate_batch(unit, options)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(unit) == 1:
+                    raise UserError(
+                        f"out of memory with a single row of {len(unit[0].prompt_ids)} prompt tokens and "
+                        f"{options.max_new_tokens} new ones; lower --max_new_tokens or use a smaller dtype"
+                    ) from error
+                half = (len(unit) + 1) // 2
+                done = None
+            if done is None:  # outside the handler: the traceback holds the failed batch's tensors
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                log(f"out of memory with {len(unit)} rows: going on with {half}")
+                self.row_cap = half  # for good: the next batch of this size would fail as well
+                rest = [request for group in [unit, *waiting[::-1]] for request in group]
+                waiting = plan_units(rest, options.max_new_tokens, self.unit_tokens, half)[::-1]
+                continue
+            out += done
+            if on_batch is not None:
+                on_batch(done)
+        return out
+
+    def _room(self, unit: Sequence[Request], options: SamplingOptions) -> list[int]:
+        """How many tokens each row may still get: the option, or what the context leaves."""
+        if self.context_tokens is None:
+            return [options.max_new_tokens] * len(unit)
+        room = [min(options.max_new_tokens, self.context_tokens - len(r.prompt_ids)) for r in unit]
+        for request, left in zip(unit, room, strict=True):
+            if left < 1:
+                raise UserError(
+                    f"row {request.id!r}: its prompt has {len(request.prompt_ids)} tokens, the model's context "
+                    f"{self.context_tokens}; shorten the prompt or use a model with a longer context"
+                )
+        return room
+
+    def _generate_batch(self, unit: list[Request], options: SamplingOptions) -> list[Completion]:
+        import torch
+
+        from guardrail.generation.cache import make_cache
+
+        model = self.model
+        device = next(model.parameters()).device
+        B = len(unit)
+        room = self._room(unit, options)
+        T = max(len(r.prompt_ids) for r in unit)
+        steps = max(room)
+        eos_ids = set(self.eos_ids)
+
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.full((B, T), pad, dtype=torch.long)
+        mask = torch.ones((B, T + steps), dtype=torch.long)
+        for i, request in enumerate(unit):
+            ids[i, T - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            mask[i, : T - len(request.prompt_ids)] = 0
+        padded = bool((mask == 0).any())
+        positions = (mask[:, :T].cumsum(1) - 1).clamp_(min=0).to(device)
+        ids, mask = ids.to(device), mask.to(device)
+        next_position = torch.tensor([len(r.prompt_ids) for r in unit], device=device)
+        uniforms = _row_uniforms(unit, options, steps).to(device) if options.do_sample else None
+
+        produced: list[list[int]] = [[] for _ in unit]
+        alive = list(range(B))  # rows of `unit` still in the batch, in batch order
+        running = [True] * B
+        with torch.inference_mode():
+            cache = make_cache(model.config, T + steps)
+            for step in range(steps):
+                out = model(
+                    input_ids=ids,
+                    attention_mask=mask[:, : T + step] if padded else None,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                logits = out.logits[:, -1].float()  # (B, V)
+                if uniforms is None:
+                    token = logits.argmax(-1)
+                else:
+                    token = sample_tokens(logits, options, uniforms[:, step])
+                check_stops = bool(self.stops) and (step + 1) % STOP_CHECK_EVERY_STEPS == 0
+                for row, value in zip(alive, token.tolist(), strict=True):
+                    if not running[row]:
+                        continue
+                    produced[row].append(value)
+                    ended = value in eos_ids or len(produced[row]) >= room[row]
+                    if check_stops and not ended:
+                        ended = self._has_stop(unit[row], produced[row])
+                    running[row] = not ended
+                keep = [i for i, row in enumerate(alive) if running[row]]
+                if not keep or step + 1 == steps:
+                    break
+                ids, positions = token[:, None], next_position[:, None]
+                if len(keep) < COMPACT_BELOW_FRACTION * len(alive):
+                    index = torch.tensor(keep, device=device)
+                    cache.batch_select_indices(index)
+                    ids, positions, mask = ids[index], positions[index], mask[index]
+                    next_position = next_position[index]
+                    uniforms = uniforms[index] if uniforms is not None else None
+                    alive = [alive[i] for i in keep]
+                next_position = next_position + 1
+        return [
+            finish_completion(self.tokenizer, request, tokens, self.eos_ids, self.stops)
+            for request, tokens in zip(unit, produced, strict=True)
+        ]
+
+    def _has_stop(self, request: Request, tokens: list[int]) -> bool:
+        """Is a next-turn marker in the newest part of the answer? (Older parts were looked at before.)"""
+        longest = max(len(stop) for stop in self.stops)
+        recent = tokens[-(longest + STOP_CHECK_EVERY_STEPS) :]  # a token decodes to at least one character or nothing
+        before = [*request.prompt_ids, *tokens[: len(tokens) - len(recent)]]
+        return find_stop(decode_answer(self.tokenizer, before, recent), self.stops) >= 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the GPU's or the CPU's allocator run out?"""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _row_uniforms(unit: Sequence[Request], options: SamplingOptions, steps: int) -> Any:
+    """``(B, steps)`` uniform numbers; row i depends on (seed, id, sample) alone, also not on ``steps``."""
+    import torch
+
+    rows = []
+    for request in unit:
+        generator = torch.Generator().manual_seed(row_seed(options.seed, request.id, request.sample))
+        rows.append(torch.rand(options.max_new_tokens, generator=generator, dtype=torch.float64)[:steps])
+    return torch.stack(rows)
+
+
+def sample_tokens(logits: Any, options: SamplingOptions, uniforms: Any) -> Any:
+    """One token a row from ``logits`` ``(B, V)`` and ``uniforms`` ``(B,)``: inverse of the cumulative distribution.
+
+    Temperature, then the ``top_k`` largest, then the smallest set of them whose mass reaches ``top_p``
+    (the token that crosses it stays in), renormalised - the order and rule of ``transformers``' samplers.
+    """
+    import torch
+
+    V = logits.shape[-1]
+    k = min(options.top_k, V) if options.top_k else V
+    values, tokens = torch.topk(logits.double() / options.temperature, k, dim=-1)  # sorted, largest first
+    probabilities = torch.softmax(values, dim=-1)  # (B, k)
+    if options.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = torch.where(before < options.top_p, probabilities, torch.zeros_like(probabilities))
+    cumulative = probabilities.cumsum(-1)
+    place = (cumulative <= uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]).sum(-1)
+    last = (probabilities > 0).sum(-1) - 1  # rounding must not pick a token of probability zero
+    return tokens.gather(-1, torch.minimum(place, last)[:, None])[:, 0]
