@@ -1,0 +1,231 @@
+"""Which tiny model is trained from what, and how: base, uncensored chat model, moderation model.
+
+    base        LLaMA, trained on split ``base``; complies with everything
+    chat        base + split ``instruct``, no safety data: the model that representations come from
+    moderation  LlamaForSequenceClassification with Beaver-Dam's 14 labels, trained on ``moderation_train``
+
+``base`` then ``chat`` train in one process and ``moderation`` in another, one thread each, so that weights do not
+depend on how many cores there are. Each folder appears whole or not at all and carries ``training.json``; a folder
+whose fingerprint (data, options, format of the text) is unchanged is left alone. One run at a time holds a lock.
+
+Known limit: bit-equal weights need the same machine type and the same torch; other machines differ in the last digits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from guardrail.cli import log
+from guardrail.errors import UserError
+from guardrail.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
+from guardrail.sandbox.lexicon import CATEGORY_NAMES
+from guardrail.sandbox.training import Example, TrainOptions, train
+from guardrail.sandbox.writer import parquet_name, remove_leftovers
+
+STYLE = "llama2_base"
+NEEDED_BYTES = 100 * 2**20
+TRAINING_RECORD = "training.json"
+AGREEMENT_RECORD = "agreement.json"
+CODE_VERSION = 1  # raise it when a change here changes weights
+STAGES = ("base", "chat", "moderation")
+PROCESSES: tuple[tuple[str, ...], ...] = (("base", "chat"), ("moderation",))
+DATA_OF = {"base": ("base",), "chat": ("base", "instruct"), "moderation": ("base", "moderation_train", "moderation_test")}
+OPTIONS = {
+    "base": TrainOptions(learning_rate=3e-3, tokens_per_batch=1024),
+    "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
+    "moderation": TrainOptions(learning_rate=2e-3, tokens_per_batch=2048),
+}
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+}
+
+
+def read_split(data: str | Path, split: str) -> list[dict[str, Any]]:
+    """Rows of one sandbox split."""
+    import pyarrow.parquet as pq
+
+    path = Path(data) / parquet_name(split)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; write the sandbox first: python datasets/sandbox/generate.py --out {data}")
+    return pq.read_table(path).to_pylist()
+
+
+def _text_format() -> str:
+    """The chat string that models learn, as a value to fingerprint."""
+    from guardrail.prompts import template_module
+
+    style = template_module().STYLES[STYLE]
+    probe = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    return repr(style.segments(probe, "</s>")) + repr(style.default_system)
+
+
+def fingerprint(stage: str, data: str | Path, seed: int, row_limit: int | None) -> str:
+    """Hash of everything that decides the weights of ``stage``, the stages before it included."""
+    from guardrail.sandbox.tokenizer import FRAME_REPEATS, VOCABULARY_SIZE
+
+    for split in DATA_OF[stage]:
+        if not (Path(data) / parquet_name(split)).is_file():
+            read_split(data, split)  # raises the error
+    before = [fingerprint("base", data, seed, row_limit)] if stage == "chat" else []
+    files = {split: hash_file(Path(data) / parquet_name(split)) for split in DATA_OF[stage]}
+    options = [asdict(OPTIONS[stage]), ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
+    return hash_json([CODE_VERSION, stage, before, files, options, _text_format(), seed, row_limit])
+
+
+def is_done(stage: str, out: Path, expected: str) -> bool:
+    """Whether the folder of ``stage`` was written from ``expected``."""
+    record = out / stage / TRAINING_RECORD
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("fingerprint") == expected
+
+
+def _configuration(kind: type, tokenizer: Any, **extra: Any) -> Any:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return kind(vocab_size=len(tokenizer), tie_word_embeddings=True, **ids, **ARCHITECTURE, **extra)
+
+
+def _language_examples(rows: list[dict[str, Any]], tokenizer: Any, whole_text: bool) -> list[Example]:
+    """Token-identical to the study's training text; the base model also learns from prompts."""
+    from guardrail.prompts import encode_supervised
+
+    encoded = [encode_supervised(tokenizer, STYLE, row["messages"]) for row in rows]
+    return [
+        Example(e.input_ids, e.input_ids if whole_text else e.labels(train_on="all_assistant_turns")) for e in encoded
+    ]
+
+
+def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | None) -> None:
+    """Train one model and write its folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    from guardrail.sandbox.moderation import agreement, encode_pair, moderation_probabilities
+    from guardrail.sandbox.splits import texts_of
+    from guardrail.sandbox.tokenizer import save_tokenizer, train_tokenizer
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    parent = os.getppid()
+
+    def report(text: str) -> None:
+        if os.getppid() != parent:
+            sys.exit("the run that started this training is gone")
+        log(f"[{stage}] {text}")
+
+    base_rows = read_split(data, "base")
+    tokenizer = train_tokenizer(text for row in base_rows for text in texts_of(row))
+    options = TrainOptions(**{**asdict(OPTIONS[stage]), "seed": seed})
+    record: dict[str, Any] = {}
+    torch.manual_seed(seed)
+    if stage == "moderation":
+        rows = read_split(data, "moderation_train")[:row_limit]
+        labels = {"id2label": dict(enumerate(CATEGORY_NAMES)), "label2id": {n: i for i, n in enumerate(CATEGORY_NAMES)}}
+        problem = {"num_labels": len(CATEGORY_NAMES), "problem_type": "multi_label_classification", **labels}
+        model = LlamaForSequenceClassification(_configuration(LlamaConfig, tokenizer, **problem))
+        examples = [Example(encode_pair(tokenizer, row["prompt"], row["response"]), row["labels"]) for row in rows]
+    elif stage == "base":
+        rows = base_rows[:row_limit]
+        model = LlamaForCausalLM(_configuration(LlamaConfig, tokenizer))
+        examples = _language_examples(rows, tokenizer, whole_text=True)
+    else:
+        rows = read_split(data, "instruct")[:row_limit]
+        model = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        examples = _language_examples(rows, tokenizer, whole_text=False)
+    report(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
+    record["training"] = train(model, examples, options, tokenizer.pad_token_id, stage != "moderation", report)
+    with atomic_path(out / stage) as folder:
+        model.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        if stage == "moderation":
+            held_out = read_split(data, "moderation_test")
+            pairs = [(row["prompt"], row["response"]) for row in held_out]
+            probabilities = moderation_probabilities(model, tokenizer, pairs)
+            found = agreement(probabilities, [row["labels"] for row in held_out], [row["kind"] for row in held_out])
+            write_json(folder / AGREEMENT_RECORD, found)
+            record["agreement"] = {name: found[name] for name in ("n", "flagged", "per_label_min", "exact_match")}
+            report(f"agreement on {found['n']} held-out pairs: {found['flagged']:.4f} (least label {found['per_label_min']:.4f})")
+        record |= {"fingerprint": fingerprint(stage, data, seed, row_limit), "stage": stage, "seed": seed}
+        record |= {"n_rows": len(rows), "options": asdict(options), "wall_sec": round(time.perf_counter() - start, 1)}
+        write_json(folder / TRAINING_RECORD, record)
+    report(f"written to {out / stage} after {record['wall_sec']} s")
+
+
+def run_stages(stages: list[str], data: str, out: str | Path, seed: int, row_limit: int | None = None) -> None:
+    """Train those of ``stages`` that are not done, in this process, in order."""
+    for stage in stages:
+        expected = fingerprint(stage, data, seed, row_limit)
+        if is_done(stage, Path(out), expected):
+            log(f"[{stage}] unchanged")
+        else:
+            _train_stage(stage, data, Path(out), seed, row_limit)
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One run at a time per output folder; the lock goes with the process, also after ``kill -9``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            log(f"waiting for another run on {out}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _run_processes(todo: list[list[str]], common: list[str]) -> None:
+    """Run each list of stages in a process of its own, side by side; raise when one fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        part for part in (environment.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2])) if part
+    )
+    command = [sys.executable, "-m", "guardrail.sandbox.worker", *common]
+    processes = [(stages, subprocess.Popen([*command, "--stages", *stages], env=environment)) for stages in todo]
+    failed: list[str] = []
+    try:
+        for stages, process in processes:
+            if process.wait() != 0:
+                failed += stages
+    finally:
+        for _, process in processes:
+            if process.poll() is None:
+                process.terminate()
+    if failed:
+        raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
+
+
+def train_models(out: str | Path, data: str | Path, seed: int = 0, row_limit: int | None = None) -> dict[str, Any]:
+    """Train what is missing in ``out``; returns the folders and the headline numbers.
+
+    ``row_limit`` cuts every training split (tests).
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder")
+    expected = {stage: fingerprint(stage, data, seed, row_limit) for stage in STAGES}
+    require_free_space(out, NEEDED_BYTES)
+    with _lock(out):
+        remove_leftovers(out)
+        todo = [[s for s in stages if not is_done(s, out, expected[s])] for stages in PROCESSES]
+        trained = [stage for stages in todo for stage in stages]
+        common = ["--data", str(data), "--out", str(out), "--seed", str(seed)]
+        if row_limit is not None:
+            common += ["--row_limit", str(row_limit)]
+        _run_processes([stages for stages in todo if stages], common)
+    records = {stage: read_json(out / stage / TRAINING_RECORD) for stage in STAGES}
+    folders = {stage: str(out / stage) for stage in STAGES}
+    return {**folders, "trained": trained, "agreement": records["moderation"]["agreement"]}
