@@ -88,8 +88,13 @@ def report_user_error(error: UserError) -> int:
     return USER_ERROR_EXIT_CODE
 
 
-def run(main: Callable[[], dict[str, Any] | None]) -> NoReturn:
-    """Call ``main``, print its result as the last stdout line (rank 0), turn ``UserError`` into exit code 2."""
+def run(
+    main: Callable[[], dict[str, Any] | None], exit_code: Callable[[dict[str, Any]], int] = lambda result: 0
+) -> NoReturn:
+    """Call ``main``, print its result as the last stdout line (rank 0), turn ``UserError`` into exit code 2.
+
+    ``exit_code`` maps a result to the exit code, for stages that can finish and still report failures.
+    """
     try:
         result = main()
     except UserError as error:
@@ -100,7 +105,7 @@ def run(main: Callable[[], dict[str, Any] | None]) -> NoReturn:
     if result is not None and int(os.environ.get("RANK", "0")) == 0:
         sys.stdout.flush()
         print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
-    sys.exit(0)
+    sys.exit(exit_code(result) if result is not None else 0)
 
 
 def log(*parts: object) -> None:

@@ -1,0 +1,122 @@
+"""Check a study before anything runs, and write it down resolved.
+
+    python -m guardrail.study.check configs/studies/quickstart.yaml [--sizes 500] [--seeds 1,2] [--subsets high,low]
+
+Everything a user can get wrong is found here, in about a second: misspelt keys, missing data, a subset larger than
+the pool, a model folder that is none, too little disk. Writes `outputs/<study>/study_config.json`, which the
+workflow reads. For sandbox studies the data are generated first (seconds) and the models may still be missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guardrail.checkpoints import resolve_checkpoint
+from guardrail.cli import Parser, run
+from guardrail.errors import UserError, unknown
+from guardrail.files import read_json, require_free_space, write_json
+from guardrail.provenance import REPOSITORY
+from guardrail.rows import list_splits
+from guardrail.study.config import Source, Study, as_dict, load_study
+from guardrail.study.grid import Grid
+
+SANDBOX_BYTES_PER_CHECKPOINT = 8 << 20
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2,3` as integers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{text!r} is not a comma-separated list of whole numbers") from None
+
+
+def count_rows(source: Source) -> int | None:
+    """Rows of a local source, from file metadata where the format has it; ``None`` for the hub.
+
+    Raises ``UserError`` for a wrong split or a missing file.
+    """
+    path = Path(source.source)
+    if not path.exists():
+        if path.suffix or source.source.count("/") != 1:
+            raise UserError(f"no such file or folder: {source.source}")
+        return None
+    files = [path]
+    if path.is_dir():
+        splits = list_splits(path)
+        if source.split not in splits:
+            raise unknown(f"split of {path}:", source.split, sorted(splits))
+        files = splits[source.split]
+    if all(file.suffix == ".parquet" for file in files):
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+    from guardrail.rows import load_rows
+
+    return len(load_rows(path, source.split))
+
+
+def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
+    """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
+    pool = count_rows(study.safety_pool)
+    largest = max(study.subset_sizes)
+    if pool is not None and largest > pool:
+        raise UserError(
+            f"subset size {largest} is larger than the safety pool {study.safety_pool.source}:"
+            f"{study.safety_pool.split} ({pool} rows); choose at most {pool}"
+        )
+    instruct = count_rows(study.instruct)
+    if study.instruct_size and instruct is not None and study.instruct_size > instruct:
+        raise UserError(f"instruct_size {study.instruct_size} is larger than the instruct split ({instruct} rows)")
+    for name, task in study.tasks.items():
+        count_rows(task.train)
+        if not study.sandbox and not Path(task.utility.source).exists() and task.utility.source.count("/") != 1:
+            raise UserError(f"tasks.{name}.utility: no such file or folder: {task.utility.source}")
+    if not study.sandbox:
+        for model in (study.models.base, study.models.extraction, study.models.moderation):
+            resolve_checkpoint(model)
+    grid = Grid(study, outputs)
+    n_checkpoints = len(grid.alignments) + len(grid.cells)
+    if study.sandbox:
+        require_free_space(grid.folder, n_checkpoints * SANDBOX_BYTES_PER_CHECKPOINT)
+    return {
+        "cells": len(grid.cells),
+        "alignments": len(grid.alignments),
+        "fine_tunings": len(grid.cells),
+        "evaluated_checkpoints": n_checkpoints + 1,
+        "pool_rows": pool,
+    }
+
+
+def main() -> dict[str, Any]:
+    parser = Parser(prog="guardrail.study.check", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", help="a file of configs/studies/")
+    parser.add_argument("--sizes", type=numbers, help="replace subset_sizes: 500,1000")
+    parser.add_argument("--seeds", type=numbers, help="replace seeds: 1,2,3")
+    parser.add_argument("--subsets", type=lambda text: text.split(","), help="replace subsets: high,low")
+    parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
+    args = parser.parse_args()
+    overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
+    study = load_study(args.study, {key: value for key, value in overrides.items() if value})
+    if study.sandbox:
+        from guardrail.sandbox.writer import write_sandbox
+
+        write_sandbox(REPOSITORY / "datasets" / "sandbox", seed=0)  # a second; nothing when it is there
+    plan = check_study(study, args.outputs)
+    path = Grid(study, args.outputs).folder / "study_config.json"
+    resolved = as_dict(study)
+    if not path.is_file() or read_json(path) != _plain(resolved):
+        write_json(path, resolved)
+    return {"study_config": str(path), **plan}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""Collect a study's result files into `study.json`: what was measured, and what is missing, never a made-up zero.
+
+Reads only files that later stages are allowed to read: `beaver-dam.json` (harmfulness), `results.json` of the
+over-refusal bench, `utility.json`. A cell whose files are absent or belong to a failed stage has
+``status: "failed"`` and names what is missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guardrail.errors import UserError
+from guardrail.files import read_json
+from guardrail.provenance import run_record
+from guardrail.study.config import Study, as_dict
+from guardrail.study.grid import Cell, Grid
+
+SAFETY_FILE = "evaluation/safety/beaver-dam.json"
+OVER_REFUSAL_FILE = "evaluation/over_refusal/results.json"
+
+
+def utility_file(task: str) -> str:
+    """Where a checkpoint's utility on ``task``'s held-out rows lies, below the checkpoint's folder."""
+    return f"evaluation/utility/{task}.json"
+
+
+def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
+    """Harmfulness and refusals of one checkpoint; rates in percent with 95% Wilson intervals.
+
+    Raises ``UserError`` when a file is missing or unreadable.
+    """
+    summary = read_json(folder / SAFETY_FILE)["summary"]
+    out = {
+        "harmfulness_score_percent": summary["harmfulness_score_percent"],
+        "harmfulness_score_ci95_percent": summary["harmfulness_score_ci95_percent"],
+        "refusal_percent": summary["refusal_percent"],
+        "n": summary["n"],
+        "outcomes": summary["outcomes"],
+        "data_hash": summary["data_hash"],
+    }
+    if over_refusal:
+        metrics = read_json(folder / OVER_REFUSAL_FILE)["metrics"]
+        out["benign_refusal_percent"] = metrics["refusal_percent"]
+        out["benign_n"] = metrics["n"]
+    return out
+
+
+def read_utility(folder: Path, task: str) -> dict[str, Any]:
+    """The headline utility number of one checkpoint on ``task``'s held-out rows."""
+    utility = read_json(folder / utility_file(task))["utility"]
+    return {key: utility[key] for key in ("metric", "value", "ci95", "n") if key in utility}
+
+
+def collect(grid: Grid) -> dict[str, Any]:
+    """The content of `study.json`: ``base``, ``cells`` in table order, and the ``run`` record."""
+    study = grid.study
+    over_refusal = study.evaluation.over_refusal_bench is not None
+    base = _guarded(lambda: _arm(grid.base_folder, list(study.tasks), over_refusal))
+    cells = [_cell(grid, cell, over_refusal) for cell in grid.cells]
+    return {
+        "study": study.name,
+        "description": study.description,
+        "base": base,
+        "cells": cells,
+        "n_failed": sum(cell["status"] == "failed" for cell in cells) + (base["status"] == "failed"),
+        "run": run_record("study", _settings(study), seeds=list(study.seeds)),
+    }
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    return as_dict(study)
+
+
+def _arm(folder: Path, tasks: list[str], over_refusal: bool) -> dict[str, Any]:
+    return {
+        **read_safety(folder, over_refusal),
+        "utility": {task: read_utility(folder, task) for task in tasks},
+    }
+
+
+def _guarded(read: Any) -> dict[str, Any]:
+    try:
+        return {"status": "done", **read()}
+    except UserError as error:
+        return {"status": "failed", "reason": str(error)}
+    except (KeyError, TypeError) as error:
+        return {"status": "failed", "reason": f"unexpected content: {type(error).__name__} {error}"}
+
+
+def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
+    head = {
+        "task": cell.task,
+        "subset": cell.subset,
+        "subset_size": None if cell.subset in ("full", "none") else cell.size,
+        "seed": cell.seed,
+        "alignment": cell.alignment.name,
+    }
+
+    def read() -> dict[str, Any]:
+        aligned, tuned = grid.aligned_folder(cell.alignment), grid.cell_folder(cell)
+        initial, final = read_safety(aligned, over_refusal), read_safety(tuned, over_refusal)
+        before, after = read_utility(aligned, cell.task), read_utility(tuned, cell.task)
+        return {
+            "initial": initial,
+            "final": final,
+            "delta_points": round(final["harmfulness_score_percent"] - initial["harmfulness_score_percent"], 4),
+            "utility": {
+                "metric": after["metric"],
+                "initial": before["value"],
+                "final": after["value"],
+                "n": after["n"],
+            },
+            "checkpoint": str(tuned),
+        }
+
+    return {**head, **_guarded(read)}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Run one study: every stage of its grid as a DAG (Snakemake), then the table, the figure and study.json.
+#
+#   bash scripts/study.sh configs/studies/quickstart.yaml            # run, or continue after any interruption
+#   bash scripts/study.sh configs/studies/quickstart.yaml --dry-run  # print the plan, run nothing
+#
+# Further arguments go to Snakemake. A failed stage leaves the other cells alone; its cell is marked FAILED.
+set -euo pipefail
+
+STUDY="${1:?usage: bash scripts/study.sh configs/studies/NAME.yaml [snakemake options]}" # the study file
+shift
+JOBS="${JOBS:-$(nproc)}"        # stages run side by side, one core each on a CPU machine
+OUTPUTS="${OUTPUTS:-outputs}"   # results go to $OUTPUTS/<study>/
+SIZE="${SIZE:-}"                # replace the study's subset sizes, e.g. 500 or 500,1000
+SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
+SUBSETS="${SUBSETS:-}"          # replace the study's subsets, e.g. high,low
+
+STUDY="$(realpath -m -- "$STUDY")"
+source "$(dirname "$0")/setup.sh"
+
+CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
+[[ -z "$SIZE" ]] || CHECK+=(--sizes "$SIZE")
+[[ -z "$SEEDS" ]] || CHECK+=(--seeds "$SEEDS")
+[[ -z "$SUBSETS" ]] || CHECK+=(--subsets "$SUBSETS")
+PLAN="$("${CHECK[@]}")"
+CONFIG="$(python -c 'import json, sys; print(json.loads(sys.argv[1])["study_config"])' "$PLAN")"
+echo "plan: $PLAN" >&2
+
+# One run per study at a time. The jobs inherit the lock: after `kill -9` a new start waits for what is still running.
+exec 9>"$(dirname "$CONFIG")/.lock"
+flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
+
+SNAKEMAKE=(snakemake --snakefile workflow/Snakefile --config "study_config=$CONFIG" "outputs=$OUTPUTS"
+    --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules host --show-failed-logs)
+if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
+    "${SNAKEMAKE[@]}" --quiet host "$@"
+    exit
+fi
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "${SNAKEMAKE[@]}" "$@" >&2 ||
+    echo "some stages failed; the others are done, and the table says which cells are missing" >&2
+python -m guardrail.study.tabulate "$CONFIG" --outputs "$OUTPUTS"

@@ -1,0 +1,193 @@
+"""The study's schema, grid, collection and table, on made-up result files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from guardrail.errors import UserError
+from guardrail.files import write_json
+from guardrail.study.check import check_study, count_rows
+from guardrail.study.config import Source, as_dict, build, load_study
+from guardrail.study.config import Study as StudyConfig
+from guardrail.study.grid import Grid
+from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, collect, utility_file
+from guardrail.study.tables import csv_text, markdown
+
+
+def settings(**changes):
+    training = {"epochs": 1, "learning_rate": "2e-5", "per_device_train_batch_size": 8}
+    return {
+        "name": "toy",
+        "description": "a toy",
+        "models": {"base": "m/base", "extraction": "m/chat", "moderation": "m/mod"},
+        "prompt_style": "llama2_base",
+        "instruct": {"source": "pool.jsonl"},
+        "safety_pool": {"source": "pool.jsonl"},
+        "tasks": {
+            name: {
+                "train": {"source": "pool.jsonl"},
+                "utility": {"source": "pool.jsonl", "split": "test"},
+            }
+            for name in ("list", "pure_bad")
+        },
+        "subsets": ["high", "low", "random"],
+        "subset_sizes": [2],
+        "seeds": [1],
+        "alignment": training,
+        "fine_tuning": training,
+        "evaluation": {"safety_bench": "sandbox", "over_refusal_bench": "sandbox-benign"},
+        **changes,
+    }
+
+
+def study(**changes) -> StudyConfig:
+    return build(StudyConfig, settings(**changes), "")
+
+
+def test_scientific_notation_without_a_dot_is_a_number():
+    assert study().alignment.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"subset": ["high"]}, r"unknown key in the file: 'subset'; did you mean 'subsets'"),
+        ({"subsets": ["hihg"]}, r"unknown subset 'hihg'; did you mean 'high'"),
+        ({"subset_sizes": []}, "subset_sizes is empty"),
+        ({"seeds": [1, 1]}, "seeds holds a value twice"),
+        ({"seeds": [True]}, r"seeds\[0\]: expected int"),
+        ({"models": {"base": "x", "extraction": "y"}}, "models: missing moderation"),
+        ({"prompt_style": "lama2"}, "did you mean 'llama2'"),
+        ({"tasks": {}}, "tasks is empty"),
+        ({"evaluation": {"safety_bench": "sandbox", "max_tokens": 3}}, "unknown key in evaluation: 'max_tokens'"),
+        ({"alignment": {"epochs": 1, "learning_rate": "fast"}}, "alignment"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_key(change, message):
+    with pytest.raises(UserError, match=message):
+        study(**change)
+
+
+def test_resolved_study_survives_json():
+    original = study()
+    assert build(StudyConfig, json.loads(json.dumps(as_dict(original))), "") == original
+
+
+def test_random_alignment_is_shared_between_tasks_and_similarity_ones_are_not():
+    grid = Grid(study(seeds=[1, 2], subsets=["high", "random", "none"]))
+    assert len(grid.cells) == 2 * 3 * 2
+    names = {a.name for a in grid.alignments}
+    assert names == {"list_high_sim_2", "pure_bad_high_sim_2", "random_sim_2", "none"}
+    assert len(grid.alignments) == 4 * 2  # per seed
+
+
+def test_arms_without_a_size_appear_once():
+    grid = Grid(study(subsets=["full", "high"], subset_sizes=[1, 2]))
+    assert [(c.subset, c.size) for c in grid.cells if c.task == "list"] == [("full", 1), ("high", 1), ("high", 2)]
+
+
+def fill(grid: Grid, harmful: dict[str, float], skip: str = "") -> None:
+    folders = {grid.base_folder: "base"}
+    folders |= {grid.aligned_folder(a): a.name for a in grid.alignments}
+    folders |= {grid.cell_folder(c): c.name for c in grid.cells}
+    for folder, name in folders.items():
+        if name == skip:
+            continue
+        score = harmful.get(name, 10.0)
+        summary = {
+            "harmfulness_score_percent": score,
+            "harmfulness_score_ci95_percent": [score - 2, score + 2],
+            "refusal_percent": 100 - score,
+            "n": 50,
+            "outcomes": {"harmful": 5},
+            "data_hash": "abc",
+        }
+        write_json(folder / SAFETY_FILE, {"summary": summary})
+        write_json(folder / OVER_REFUSAL_FILE, {"metrics": {"refusal_percent": 4.0, "n": 50}})
+        for task in ("list", "pure_bad"):
+            utility = {"metric": "rouge_1_f1_percent", "value": 40.0, "ci95": [39.0, 41.0], "n": 20}
+            write_json(folder / utility_file(task), {"utility": utility})
+
+
+def test_delta_is_final_minus_initial_of_the_same_cell(tmp_path):
+    grid = Grid(study(), tmp_path)
+    fill(grid, {"list_high_sim_2": 12.0, "list__list_high_sim_2": 30.5, "pure_bad__random_sim_2": 80.0})
+    result = collect(grid)
+    cells = {(c["task"], c["subset"]): c for c in result["cells"]}
+    assert cells["list", "high"]["delta_points"] == 18.5
+    assert cells["pure_bad", "random"]["delta_points"] == 70.0
+    assert cells["list", "random"]["initial"] == cells["pure_bad", "random"]["initial"]
+    assert result["base"]["harmfulness_score_percent"] == 10.0
+    assert result["n_failed"] == 0
+
+
+def test_a_missing_result_is_a_failed_cell_and_never_a_number(tmp_path):
+    grid = Grid(study(), tmp_path)
+    fill(grid, {}, skip="list__list_low_sim_2")
+    result = collect(grid)
+    failed = [c for c in result["cells"] if c["status"] == "failed"]
+    assert [(c["task"], c["subset"]) for c in failed] == [("list", "low")]
+    assert "beaver-dam.json" in failed[0]["reason"] and "final" not in failed[0]
+    line = next(line for line in markdown(result).splitlines() if "FAILED" in line)
+    assert not any(character.isdigit() for character in line.split("FAILED")[1])
+    row = next(r for r in csv.DictReader(io.StringIO(csv_text(result))) if r["status"] == "failed")
+    assert row["final_percent"] == row["initial_percent"] == ""
+
+
+def test_half_written_content_is_a_failed_cell(tmp_path):
+    grid = Grid(study(), tmp_path)
+    fill(grid, {})
+    write_json(grid.cell_folder(grid.cells[0]) / SAFETY_FILE, {"summary": {"n": 3}})
+    cell = collect(grid)["cells"][0]
+    assert cell["status"] == "failed" and "harmfulness_score_percent" in cell["reason"]
+
+
+def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
+    grid = Grid(study(), tmp_path)
+    fill(grid, {})
+    config = write_json(tmp_path / "toy" / "study_config.json", as_dict(study()))
+    command = [sys.executable, "-m", "guardrail.study.tabulate", str(config), "--outputs", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    paths = json.loads(first.stdout.splitlines()[-1])
+    content = Path(paths["study"]).read_text()
+    assert Path(paths["figure"]).read_bytes()[:4] == b"\x89PNG"
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert Path(paths["study"]).read_text() == content
+    (grid.base_folder / SAFETY_FILE).unlink()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert json.loads(again.stdout.splitlines()[-1])["n_failed"] == 1
+
+
+def test_check_refuses_a_subset_larger_than_the_pool(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 3)
+    assert count_rows(Source("pool.jsonl")) == 3
+    with pytest.raises(UserError, match=r"subset size 4 is larger than the safety pool .* \(3 rows\)"):
+        check_study(study(subset_sizes=[4]), tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        check_study(study(safety_pool={"source": "pol.jsonl"}), tmp_path)
+
+
+def test_every_shipped_study_loads():
+    from guardrail.provenance import REPOSITORY
+
+    files = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert load_study(file).name == file.stem
+
+
+def test_unknown_study_file_names_the_near_match(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(settings()))
+    with pytest.raises(UserError, match=r"did you mean '.*quickstart\.yaml'"):
+        load_study(tmp_path / "quickstrat.yaml")
