@@ -9,7 +9,8 @@
 #   MASTER_PORT=      a free port is found when empty
 #   HOSTFILE=         DeepSpeed hostfile for several nodes
 #   SFT_MODULE=       trainer; default: align-anything's when importable, else this project's
-# Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, SFT_MODULE, `launch`, `output_folder`.
+# Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, SFT_MODULE, `launch`,
+# `launch_processes`, `output_folder`.
 # Does not parse anything: a script that needs a value from a stage reads its JSON in Python.
 # shellcheck shell=bash
 set -euo pipefail
@@ -80,6 +81,17 @@ choose_trainer() {
 
 # Run a launcher so that a user error stays one line with exit code 2.
 launch() { python -m guardrail.launch "$@"; }
+
+# Run a script on this job's processes: with accelerate when there are several, with plain python when there is one
+# (the same code path after start-up; the launcher costs as much start-up time as the script).
+launch_processes() {
+    if [[ "$NUM_PROCESSES" == 1 ]]; then
+        if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
+        python "$@"
+    else
+        launch accelerate launch "${ACCELERATE_WHERE[@]}" "$@"
+    fi
+}
 
 output_folder() {
     mkdir -p "$1" || { echo "error: cannot create the output folder $1" >&2 && exit 2; }
