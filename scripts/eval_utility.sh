@@ -22,7 +22,7 @@ WHERE=()
 if [[ -n "$DATA_SOURCE" ]]; then WHERE+=("--data_source=$DATA_SOURCE"); fi
 if [[ -n "$SPLIT" ]]; then WHERE+=("--split=$SPLIT"); fi
 
-launch accelerate launch "${ACCELERATE_WHERE[@]}" eval_utility.py \
+launch_processes eval_utility.py \
     "--model_name_or_path=$MODEL" "--torch_dtype=$DTYPE" "--dataset=$DATASET" \
     "--model_family=$PROMPT_STYLE" "--prompt_style=$PROMPT_STYLE" "--evaluator=$EVALUATOR" \
     "--heldout_loss=$HELDOUT_LOSS" "--max_new_tokens=$MAX_NEW_TOKENS" "--save_path=$SAVE_PATH" \
