@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("model_family", "prompt style used when --prompt_style is not given", choices=style_names())
     add("prompt_style", "prompt style", choices=style_names())
     add("evaluator", "how completions are scored; loss: held-out loss only, nothing is generated", choices=EVALUATORS)
-    add("save_path", "the results file (.json)", required=True)
+    add("save_path", "the results file (.json); {seed} in it is filled in", required=True)
     add("heldout_loss", "also measure the training loss on these rows", type=boolean)
     add("do_sample", "sample instead of greedy decoding", type=boolean)
     add("temperature", "with --do_sample True", type=float)

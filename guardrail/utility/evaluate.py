@@ -83,7 +83,9 @@ class UtilityConfig:
         if self.samples_per_prompt > 1 and not self.do_sample:
             raise UserError("--samples_per_prompt above 1 repeats one greedy answer; add --do_sample True")
         if self.generation_backend != "openai" and (self.base_url or self.served_model_name):
-            raise UserError("--base_url and --served_model_name are for --generation_backend openai")
+            raise UserError("--base_url and --served_model_name need --generation_backend openai")
+        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
+            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
         if not self.save_path.endswith(".json"):
             raise UserError(f"--save_path names the results file and ends with .json; got {self.save_path!r}")
 
@@ -91,6 +93,11 @@ class UtilityConfig:
     def style(self) -> str:
         """The prompt style that was asked for; a model's name never decides it."""
         return self.prompt_style or self.model_family
+
+    @property
+    def results_file(self) -> Path:
+        """``save_path`` with ``{seed}`` filled in."""
+        return Path(self.save_path.replace("{seed}", str(self.seed)))
 
     @property
     def wants_generation(self) -> bool:
@@ -143,7 +150,7 @@ def evaluate_utility(config: UtilityConfig) -> dict[str, Any]:
     inputs = {"model": hash_checkpoint(config.model_name_or_path), "data": task.data_hash}
     generation_key = fingerprint(config.generation_facts(), inputs)
     run_key = fingerprint({"generation": generation_key, **config.scoring_facts()}, inputs)
-    save_path = Path(config.save_path)
+    save_path = config.results_file
     earlier = _read_earlier(save_path)
     if earlier is not None and earlier["run"].get("fingerprint") == run_key:
         log(f"{save_path}: unchanged, not run again")
@@ -315,7 +322,7 @@ def utility_block(config: UtilityConfig, task: TaskRows, metrics: dict[str, Any]
         "is_sandbox": task.is_sandbox,
         "metric": name,
         "value": metrics[name] if name else None,
-        "interval_95": metrics[name.replace("_percent", "_interval_95_percent")] if name else None,
+        "ci95": metrics[name.replace("_percent", "_ci95_percent")] if name else None,
         "n": len(task.rows),
         "data_hash": task.data_hash,
         "heldout_loss": metrics.get("heldout_loss"),
@@ -326,7 +333,7 @@ def _headline(save_path: Path, result: dict[str, Any], reused: bool) -> dict[str
     block = result["utility"]
     out = {"save_path": str(save_path), "task": block["task"], "n": block["n"], "reused": reused}
     if block["metric"]:
-        out |= {block["metric"]: block["value"], "interval_95": block["interval_95"]}
+        out |= {block["metric"]: block["value"], "ci95": block["ci95"]}
     if block["heldout_loss"]:
         out["heldout_loss_nats_per_token"] = block["heldout_loss"]["loss_nats_per_token"]
     return out

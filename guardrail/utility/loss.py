@@ -130,7 +130,7 @@ def summarise_losses(losses: list[RowLoss], seed: int = 0) -> dict[str, Any]:
     mean = sum(sums) / sum(tokens)
     return {
         "loss_nats_per_token": mean,
-        "loss_interval_95_nats_per_token": list(bootstrap_interval(sums, tokens, seed)),
+        "loss_ci95_nats_per_token": list(bootstrap_interval(sums, tokens, seed)),
         "loss_nats_per_token_mean_of_rows": sum(s / t for s, t in zip(sums, tokens, strict=True)) / len(scored),
         "perplexity": math.exp(min(mean, 700.0)),
         "n": len(scored),

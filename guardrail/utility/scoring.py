@@ -127,7 +127,7 @@ def percent(ids: Sequence[str], values: Sequence[float], seed: int = 0) -> dict[
     """``value`` (mean over rows, in percent) with its 95% bootstrap interval over rows."""
     rows = [100 * value for value in mean_by_row(ids, values)]
     low, high = bootstrap_interval(rows, seed=seed)
-    return {"value": sum(rows) / len(rows), "interval_95": [low, high]}
+    return {"value": sum(rows) / len(rows), "ci95": [low, high]}
 
 
 def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Any]:
@@ -143,12 +143,12 @@ def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, flo
         for key in ("precision", "recall", "f1"):
             mean = percent(ids, column(key), seed)
             out[f"rouge_1_{key}_percent"] = mean["value"]
-            out[f"rouge_1_{key}_interval_95_percent"] = mean["interval_95"]
+            out[f"rouge_1_{key}_ci95_percent"] = mean["ci95"]
     else:
         mean = percent(ids, column("match"), seed)
         name = HEADLINE[evaluator]
         out[name] = mean["value"]
-        out[name.replace("_percent", "_interval_95_percent")] = mean["interval_95"]
+        out[name.replace("_percent", "_ci95_percent")] = mean["ci95"]
     if evaluator == "gsm8k":
         failures = sum(1 for score in scores if not score["parsed"])
         out["parse_failures"] = failures

@@ -118,7 +118,7 @@ def test_samples_of_one_prompt_are_one_unit():
     # 10 samples of each of two prompts: the interval must span 0..100 as for two rows, not shrink as for twenty
     ids = ["a"] * 10 + ["b"] * 10
     mean = scoring.percent(ids, [0.0] * 10 + [1.0] * 10)
-    assert mean["value"] == 50.0 and mean["interval_95"] == [0.0, 100.0]
+    assert mean["value"] == 50.0 and mean["ci95"] == [0.0, 100.0]
 
 
 def test_unknown_evaluator_gives_the_near_match():
