@@ -231,7 +231,7 @@ FORMATTERS: dict[str, Callable[[dict[str, Any]], list[Message]]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------
-# align-anything's interface (present only where the package is installed)
+# Whole training texts, for tokenisers that take text (align-anything's)
 
 
 def prompt_style_name() -> str:
@@ -240,3 +240,207 @@ def prompt_style_name() -> str:
     if name not in STYLE_NAMES:
         raise ValueError(f"unknown PROMPT_STYLE {name!r}; available: {', '.join(STYLE_NAMES)}")
     return name
+
+
+def one_bos(tokenizer: Any, style: str, text: str) -> str:
+    """``text`` such that ``tokenizer(text)`` starts with exactly one BOS (none where the format has none)."""
+    bos = tokenizer.bos_token
+    if not bos:
+        return text
+    added = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    printed = text.startswith(bos)
+    bare = text[len(bos) :] if printed else text
+    wanted = printed or style != "chat_template"
+    return bos + bare if wanted and not added else bare
+
+
+def render_supervised(tokenizer: Any, style: str, messages: list[Message]) -> tuple[str, str]:
+    """``(prompt text, whole text)`` of a conversation that ends with an answer.
+
+    The prompt is what generation sees (with the assistant header), so it is a prefix of the whole text.
+    """
+    if style == "chat_template":
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    else:
+        texts = [text for text, _ in STYLES[style].segments(messages, tokenizer.eos_token or "")]
+        prompt, whole = "".join(texts[:-1]), "".join(texts)
+    return one_bos(tokenizer, style, prompt), one_bos(tokenizer, style, whole)
+
+
+def render_prompt(tokenizer: Any, style: str, messages: list[Message]) -> str:
+    """The text generation starts from; a final assistant message is an open prefill."""
+    if style == "chat_template":
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] == "user",
+            continue_final_message=messages[-1]["role"] == "assistant",
+        )
+    else:
+        text = "".join(part for part, _ in STYLES[style].segments(messages, tokenizer.eos_token or "", close=False))
+    return one_bos(tokenizer, style, text)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# align-anything's interface. Its registry and its multi-modal formatting are used where this file has been
+# installed in its place; loaded from this repository, the file never imports align-anything.
+
+INSTALLED = __name__ == "align_anything.configs.template"
+_registered: dict[str, type] = {}
+
+
+def _plain(messages: list[dict[str, Any]]) -> list[Message]:
+    """Messages whose content may be a list of text parts, as plain strings; ``TypeError`` for images and sound."""
+    out = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            if any(part.get("type") != "text" for part in content):
+                raise TypeError("content with images or sound has no prompt style; give a processor as the formatter")
+            content = "".join(part["text"] for part in content)
+        out.append({"role": message["role"], "content": content})
+    return out
+
+
+def _formatter_class(name: str, to_messages: Callable[[dict[str, Any]], list[Message]], base: type) -> type:
+    """A data-set formatter in align-anything's shape; other methods of ``base`` stay as they are."""
+
+    class Formatter(base):  # type: ignore[misc, valid-type]
+        """Raw rows to conversations; see the function of the same shape above."""
+
+        def format_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[list[Message], dict[str, Any]]:
+            return to_messages(raw_sample), {}
+
+        def format_prompt_only_sample(self, raw_sample: dict[str, Any]) -> tuple[list[Message], dict[str, Any]]:
+            messages = to_messages(raw_sample)
+            return messages[:-1] if messages[-1]["role"] == "assistant" else messages, {}
+
+        def format_unmatched_supervised_sample(
+            self, raw_sample_for_prompt: dict[str, Any], raw_sample_for_response: dict[str, Any]
+        ) -> tuple[list[Message], dict[str, Any]]:
+            prompt = self.format_prompt_only_sample(raw_sample_for_prompt)[0]
+            return [*prompt, to_messages(raw_sample_for_response)[-1]], {}
+
+        def check_validation(self, raw_sample: dict[str, Any]) -> bool:
+            try:
+                return to_messages(raw_sample)[-1]["role"] == "assistant"
+            except (KeyError, TypeError, IndexError):
+                return False
+
+    Formatter.__name__ = Formatter.__qualname__ = name
+    return Formatter
+
+
+def _register_all() -> None:
+    """Put every formatter of this file into the registry (align-anything's own, where installed there)."""
+    table, default = _registered, object
+    if INSTALLED:
+        from align_anything.configs.format_dataset import BaseFormatter
+        from align_anything.utils import template_registry
+
+        table, default = template_registry.TEMPLATE_REGISTRY, BaseFormatter
+    for name, to_messages in FORMATTERS.items():
+        table[name] = _formatter_class(name, to_messages, table.get(name, default))
+
+
+_register_all()
+
+
+class ChatTemplate:
+    """align-anything's ``ChatTemplate``: raw rows to prompt and training texts in this file's prompt styles.
+
+    Args:
+        formatter: a tokenizer, or a processor (then, as with ``custom_formatter``, align-anything formats).
+        template: a registered data-set formatter's name.
+        custom_formatter: a function from messages to text that replaces the prompt style.
+
+    Interface of configs/template.py at align-anything 3f9decc; the style is ``PROMPT_STYLE``'s.
+    """
+
+    def __init__(self, formatter: Any, template: str | None = None, custom_formatter: Callable | None = None) -> None:
+        self.formatter = formatter
+        self.style = prompt_style_name()
+        self.dataset_formatter = self._dataset_formatter(template) if template else None
+        self.model_formatter = self._styled
+        is_processor = hasattr(formatter, "tokenizer") or not hasattr(formatter, "eos_token")
+        self.styled = custom_formatter is None and not is_processor
+        if not self.styled:
+            if not INSTALLED:
+                raise ValueError("processors and custom formatters need align-anything")
+            from align_anything.configs.format_model import ModelFormatter
+
+            self.model_formatter = ModelFormatter(formatter, custom_formatter)
+
+    @staticmethod
+    def _dataset_formatter(template: str) -> Any:
+        if INSTALLED:
+            from align_anything.utils import template_registry
+
+            return template_registry.get_template_class(template)
+        if template not in _registered:
+            raise ValueError(f"unknown template {template!r}; available: {', '.join(_registered)}")
+        return _registered[template]()
+
+    def _styled(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        """Text of a conversation; an open one ends where the answer begins."""
+        plain = _plain(messages)
+        if plain[-1]["role"] == "assistant" and not add_generation_prompt:
+            return render_supervised(self.formatter, self.style, plain)[1]
+        return render_prompt(self.formatter, self.style, plain)
+
+    def format_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[str, str, Any]:
+        """``(prompt text, whole text, multi-modal info)``."""
+        conversation, info = self.dataset_formatter.format_supervised_sample(raw_sample)
+        return (*self._prompt_and_whole(conversation), info)
+
+    def _prompt_and_whole(self, conversation: list[dict[str, Any]]) -> tuple[str, str]:
+        if self.styled:
+            return render_supervised(self.formatter, self.style, _plain(conversation))
+        return self.model_formatter(conversation[:-1]), self.model_formatter(conversation)
+
+    def format_unmatched_supervised_sample(
+        self, raw_sample_for_prompt: dict[str, Any], raw_sample_for_response: dict[str, Any]
+    ) -> tuple[str, str, Any]:
+        """Prompt of one row with the answer of another (KTO)."""
+        conversation, info = self.dataset_formatter.format_unmatched_supervised_sample(
+            raw_sample_for_prompt, raw_sample_for_response
+        )
+        return (*self._prompt_and_whole(conversation), info)
+
+    def format_preference_sample(self, raw_sample: dict[str, Any]) -> tuple[str, str, Any]:
+        """``(better text, worse text, multi-modal info)``."""
+        better, worse, info = self.dataset_formatter.format_preference_sample(raw_sample)
+        return self.model_formatter(better), self.model_formatter(worse), info
+
+    def format_prompt_only_sample(
+        self, raw_sample: dict[str, Any], apply_chat_template: bool = True
+    ) -> tuple[str, Any]:
+        """``(prompt text, multi-modal info)``; without the chat template, the first message's bare text."""
+        messages, info = self.dataset_formatter.format_prompt_only_sample(raw_sample)
+        if apply_chat_template:
+            return self.model_formatter(messages, add_generation_prompt=True), info
+        return _plain(messages[:1])[0]["content"], info
+
+    def format_chat_sample(self, raw_conversation: list[dict[str, Any]]) -> tuple[str, Any]:
+        """Text of a conversation as it is."""
+        return self.model_formatter(raw_conversation), {}
+
+    def format_diffusion_supervised_sample(self, raw_sample: dict[str, Any]) -> tuple[str, Any]:
+        return self.dataset_formatter.format_diffusion_supervised_sample(raw_sample)
+
+    def format_diffusion_preference_sample(self, raw_sample: dict[str, Any]) -> tuple[str, Any]:
+        return self.dataset_formatter.format_diffusion_preference_sample(raw_sample)
+
+    def check_equal(self, raw_sample: dict[str, Any]) -> bool:
+        """Whether the better and the worse conversation of a preference row are the same."""
+        if hasattr(self.dataset_formatter, "check_equal"):
+            return self.dataset_formatter.check_equal(raw_sample)
+        better, worse, _ = self.dataset_formatter.format_preference_sample(raw_sample)
+        return better == worse
+
+    def check_validation(self, raw_sample: dict[str, Any]) -> bool:
+        """Whether the row can be used."""
+        if hasattr(self.dataset_formatter, "check_validation"):
+            return self.dataset_formatter.check_validation(raw_sample)
+        return True

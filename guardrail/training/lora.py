@@ -1,0 +1,56 @@
+"""Low-rank adapters through peft, and the merge of a gathered state dict (any ZeRO stage)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guardrail.errors import UserError, unknown
+from guardrail.training.config import SFTConfig
+
+PREFIX = "base_model.model."
+ADAPTER = ".default"
+
+
+def add_adapters(model: Any, config: SFTConfig) -> Any:
+    """The model with trainable adapters in ``target_modules`` (linear layers) and everything else frozen."""
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}
+    linear = sorted(name for name, kind in kinds.items() if issubclass(kind, torch.nn.Linear) and name != "lm_head")
+    for target in config.target_modules:
+        if target not in linear:
+            raise unknown("target module", target, linear)
+    if not config.target_modules:
+        raise UserError(f"--target_modules is empty; choose from {', '.join(linear)}")
+    settings = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.target_modules),
+    )
+    return get_peft_model(model, settings)
+
+
+def merged_state_dict(state: dict[str, Any], config: SFTConfig) -> dict[str, Any]:
+    """Base weights plus ``alpha / r * B A`` under the base model's names. The sum is made in float32.
+
+    ``W' = W + (alpha / r) B A`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+    """
+    scale = config.lora_alpha / config.r
+    out: dict[str, Any] = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        plain = name.removeprefix(PREFIX)
+        stem, base_layer, suffix = plain.partition(".base_layer.")
+        if not base_layer:
+            out[plain] = tensor
+            continue
+        if suffix == "weight":
+            down = state[f"{PREFIX}{stem}.lora_A{ADAPTER}.weight"].float()  # (r, in)
+            up = state[f"{PREFIX}{stem}.lora_B{ADAPTER}.weight"].float()  # (out, r)
+            tensor = (tensor.float() + scale * (up @ down)).to(tensor.dtype)
+        out[f"{stem}.{suffix}"] = tensor
+    return out

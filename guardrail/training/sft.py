@@ -1,0 +1,282 @@
+"""Supervised fine-tuning with align-anything's flags on a DeepSpeed engine.
+
+    deepspeed --num_gpus 1 --master_port 29500 --module guardrail.training.sft --model_name_or_path MODEL \
+        --train_datasets datasets/sandbox --train_template UltraChat --train_split instruct --output_dir OUT
+
+Writes ``OUT/slice_end/`` (a Hugging Face folder), ``OUT/losses.jsonl`` (one line per optimizer step) and, last,
+``OUT/run.json``. A run whose inputs and options are those of ``OUT/run.json`` is not done again.
+
+What happens to awkward input: a row longer than ``--model_max_length`` is cut from the right and counted; a row with no
+answer token left is dropped, counted and named in ``run.json`` (kept, without loss, under
+``--label_mask align_anything``); a data set smaller than one batch is one short batch per epoch; a loss that is NaN or
+infinite stops the run with exit code 2, and no weights are saved.
+
+Known limits: dense causal language models; no tensor or pipeline parallelism; one data set per run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guardrail.checkpoints import SLICE, hash_checkpoint
+from guardrail.cli import log, run
+from guardrail.distributed import barrier, is_main, world_size
+from guardrail.errors import UserError
+from guardrail.files import hash_file, read_json, write_json, write_jsonl
+from guardrail.prompts import TEMPLATE_FILE
+from guardrail.provenance import fingerprint, run_record
+from guardrail.rows import Row, hash_rows
+from guardrail.training.config import NOT_IN_FINGERPRINT, SFTConfig, deepspeed_config, parse_config
+from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
+
+RUN_FILE = "run.json"
+LOSS_FILE = "losses.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Train as ``argv`` says; returns the paths written and the headline numbers."""
+    config = parse_config(argv)
+    rows, eval_rows = load_all_rows(config)
+    inputs = input_hashes(config, rows, eval_rows)
+    mark = fingerprint(_weight_options(config), inputs)
+    finished = finished_run(config, mark)
+    if finished is not None:
+        log(f"nothing to do: {config.output_dir} holds this run already")
+        return finished
+    return train(config, rows, eval_rows, inputs, mark)
+
+
+def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
+    """Training rows, and evaluation rows (empty without ``--eval_datasets``)."""
+    rows = load_training_rows(
+        config.train_datasets,
+        config.train_template,
+        config.train_split,
+        config.train_name,
+        config.train_data_files,
+        config.train_size,
+    )
+    if config.train_size and config.train_size > len(rows):
+        raise UserError(f"--train_size {config.train_size} is larger than the {len(rows)} rows there are")
+    if not config.eval_datasets:
+        return rows, []
+    return rows, load_training_rows(
+        config.eval_datasets,
+        config.eval_template or config.train_template,
+        config.eval_split,
+        config.eval_subset,
+        config.eval_data_files,
+        config.eval_size,
+    )
+
+
+def _weight_options(config: SFTConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.as_dict().items() if key not in NOT_IN_FINGERPRINT}
+
+
+def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> dict[str, Any]:
+    """Hashes of everything besides options that decides the result."""
+    return {
+        "model": hash_checkpoint(config.model_name_or_path),
+        "data": hash_rows(rows),
+        "eval_data": hash_rows(eval_rows) if eval_rows else None,
+        "template": hash_file(TEMPLATE_FILE),
+        "deepspeed": deepspeed_config(config.ds_cfgs),
+        "world_size": world_size(),
+    }
+
+
+def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:
+    """The summary of the finished run in ``output_dir`` if it is this one."""
+    file = Path(config.output_dir) / RUN_FILE
+    if not file.is_file() or not (Path(config.output_dir) / SLICE / "config.json").is_file():
+        return None
+    record = read_json(file)
+    return {**record["summary"], "skipped": True} if record["run"].get("fingerprint") == mark else None
+
+
+def drop_untrained(data: TokenisedRows) -> tuple[TokenisedRows, list[str]]:
+    """Rows with at least one labelled token, and the ids of the others. Raises ``UserError`` when none is left."""
+    import numpy as np
+
+    trained = data.trained_counts > 0
+    dropped = [data.row_ids[i] for i in np.flatnonzero(~trained)]
+    if not trained.any():
+        raise UserError(
+            "no row has an answer token within --model_max_length: raise it, or check that prompts are not cut rows"
+        )
+    return (data.select(np.flatnonzero(trained)) if dropped else data), dropped
+
+
+def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict[str, Any], mark: str) -> dict:
+    """Everything that needs torch: engine, loop, files."""
+    from guardrail.models import load_tokenizer
+    from guardrail.training import checkpoint
+    from guardrail.training.engine import build_engine, init_distributed, load_model, resolved_deepspeed_config
+    from guardrail.training.evaluation import evaluation_loss
+    from guardrail.training.logs import RunLog, flops_per_token, peak_memory_bytes
+    from guardrail.training.loop import Trainer
+    from guardrail.training.packing import enable_packed_attention
+
+    started = time.perf_counter()
+    init_distributed()
+    output = Path(config.output_dir)
+    if is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RUN_FILE).unlink(missing_ok=True)  # the old result stops being complete before it changes
+        shutil.rmtree(output / SLICE, ignore_errors=True)
+    tokenizer = load_tokenizer(config.model_name_or_path, config.trust_remote_code)
+    if config.label_mask == "align_anything" and tokenizer.eos_token is None:
+        raise UserError("--label_mask align_anything needs a tokenizer with an EOS token")
+    options = {"style": config.prompt_style, "max_length": config.model_max_length, "label_mask": config.label_mask}
+    data = tokenise(rows, tokenizer, **options, train_on=config.train_on, cache_dir=config.cache_dir)
+    dropped: list[str] = []
+    if config.label_mask == "exact":
+        data, dropped = drop_untrained(data)
+    n_cut = int((data.full_lengths > data.lengths).sum())
+    if n_cut or dropped:
+        log(f"{n_cut} rows were cut at {config.model_max_length} tokens; {len(dropped)} rows had no answer left")
+
+    torch_seed(config.seed)
+    ds_config = resolved_deepspeed_config(config, world_size())
+    loaded = load_model(config, ds_config)
+    checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
+    attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
+    trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None)
+    per_epoch = trainer.steps_per_epoch()
+    n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
+    engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)
+    start_step, trainer.losses = checkpoint.load_state(engine, config, mark) if config.resume else (0, [])
+    if start_step:
+        log(f"resuming after step {start_step} of {n_steps}")
+    flops = flops_per_token(loaded.model.config, loaded.n_parameters, float(data.lengths.mean()))
+    run_log = RunLog(config, n_steps, flops, start_step)
+    log(f"{len(data)} rows, {n_steps} steps on {world_size()} ranks; start-up {time.perf_counter() - started:.1f} s")
+
+    eval_data = None
+    if eval_rows:
+        eval_data = tokenise(eval_rows, tokenizer, **options, train_on=config.train_on, cache_dir=config.cache_dir)
+    eval_losses: list[dict[str, float]] = []
+    states, weights, evals = pause_steps(config, per_epoch, n_steps, bool(eval_rows))
+
+    def evaluate(step: int) -> None:
+        loss = evaluation_loss(engine, eval_data, config, trainer.pad_id)
+        eval_losses.append({"step": step, "loss": loss})
+        run_log.write(step, {"eval/loss": loss})
+        log(f"step {step} evaluation loss {loss:.4f}")
+
+    def on_pause(step: int) -> None:
+        if step in evals:
+            evaluate(step)
+        if step in states:
+            checkpoint.save_state(engine, config, mark, step, trainer.losses)
+        if step in weights:
+            checkpoint.save_weights(engine, tokenizer, config, f"slice_{step}")
+        run_log.resume_clock()
+
+    trainer.on_log, trainer.on_pause = run_log.train, on_pause
+    if eval_rows and not start_step:
+        evaluate(0)
+    training_started = time.perf_counter()
+    losses = trainer.train(n_steps, states | weights | evals, start_step)
+    training_sec = time.perf_counter() - training_started
+    folder = checkpoint.save_weights(engine, tokenizer, config)
+    run_log.close()
+    summary = {
+        "output_dir": str(config.output_dir),
+        "checkpoint": str(folder),
+        "losses": str(output / LOSS_FILE),
+        "n_rows": len(data),
+        "n_steps": n_steps,
+        "final_loss": losses[-1],
+    }
+    record = run_record(
+        "sft",
+        config.as_dict(),
+        fingerprint=mark,
+        inputs=inputs,
+        n=len(data),
+        seeds={"seed": config.seed, "data_seed": config.data_seed},
+        deepspeed=ds_config,
+        attention=attention or getattr(loaded.model.config, "_attn_implementation", None),
+        label_mask_note=_mask_note(config),
+        n_rows_cut=n_cut,
+        dropped_ids=dropped,
+        n_tokens_per_epoch=int(data.lengths.sum()),
+        n_trained_tokens_per_epoch=int(data.trained_counts.sum()),
+        padding_fraction=1 - trainer.totals.n_real_tokens / max(trainer.totals.n_tokens, 1),
+        n_parameters=loaded.n_parameters,
+        n_trained_parameters=loaded.n_trained_parameters,
+        resumed_after_step=start_step,
+        eval_losses=eval_losses,
+        startup_sec=round(training_started - started, 3),
+        training_sec=round(training_sec, 3),
+        steps_per_sec=round((n_steps - start_step) / max(training_sec, 1e-9), 3),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    if is_main():
+        write_jsonl(output / LOSS_FILE, ({"step": i + 1, "loss": loss} for i, loss in enumerate(losses)))
+        write_json(output / RUN_FILE, {"summary": summary, "run": record})
+    checkpoint.remove_state(config)
+    barrier()
+    leave_group()
+    return summary
+
+
+def pause_steps(
+    config: SFTConfig, per_epoch: list[int], n_steps: int, evaluates: bool
+) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+    """Steps after which resumable state, intermediate weights and evaluation losses are due."""
+    epoch_ends = [sum(per_epoch[: i + 1]) for i in range(len(per_epoch))]
+    states: set[int] = set()
+    if config.save_checkpoint:
+        interval = config.checkpoint_interval
+        states = set(range(interval, n_steps, interval)) if interval else set(epoch_ends)
+    saves = config.save_total_limit
+    weights = {round(n_steps * i / saves) for i in range(1, saves)}
+    evals: set[int] = set()
+    if evaluates:
+        steps = range(config.eval_interval, n_steps + 1, config.eval_interval)
+        evals = {*(epoch_ends if config.eval_strategy == "epoch" else steps), n_steps}
+    last = n_steps - 1  # slice_end follows the last step: neither state nor another weight save is needed there
+    return (
+        frozenset(step for step in states if 0 < step <= last),
+        frozenset(step for step in weights if 0 < step <= last),
+        frozenset(step for step in evals if 0 < step <= n_steps),
+    )
+
+
+def _mask_note(config: SFTConfig) -> str:
+    if config.label_mask == "exact":
+        return "labels on every answer token and its end marker, nothing else"
+    return (
+        "align-anything's mask: one token too many is masked where the prompt has no EOS, so the first answer token "
+        "gets no loss there"
+    )
+
+
+def torch_seed(seed: int) -> None:
+    """Seed Python, numpy and torch (dropout, LoRA initialisation)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run(main)
