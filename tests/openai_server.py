@@ -1,0 +1,91 @@
+"""A real HTTP server on loopback that speaks just enough of the OpenAI API, with scripted misbehaviour.
+
+    with ScriptedServer(lambda request, n: "Rating: [[7]]") as server:
+        Client(server.base_url).chat("judge", [...])
+
+``script(payload, n)`` gets the request's JSON and its number (from 0) and returns the answer text, or one of
+``Status(429)``, ``Status(500)``, ``Silence()`` (accepts and never answers), ``Raw(b"...")`` (no JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Status:
+    code: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Silence:
+    pass
+
+
+@dataclass(frozen=True)
+class Raw:
+    body: bytes
+
+
+class ScriptedServer:
+    def __init__(self, script: Callable[[dict[str, Any], int], Any], models: tuple[str, ...] = ("judge",)) -> None:
+        self.script = script
+        self.requests: list[dict[str, Any]] = []
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def send(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+                self.send_response(code)
+                for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                listed = {"data": [{"id": name} for name in models]}
+                self.send(200, json.dumps(listed).encode())
+
+            def do_POST(self) -> None:
+                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    number = len(outer.requests)
+                    outer.requests.append({**payload, "_path": self.path, "_key": self.headers.get("Authorization")})
+                answer = outer.script(payload, number)
+                if isinstance(answer, Silence):
+                    outer.closing.wait(30)
+                elif isinstance(answer, Status):
+                    self.send(answer.code, b'{"error": "as scripted"}', answer.headers)
+                elif isinstance(answer, Raw):
+                    self.send(200, answer.body)
+                else:
+                    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+                    if self.path.endswith("chat/completions"):
+                        choice["message"] = {"role": "assistant", "content": answer}
+                    else:
+                        choice["text"] = answer
+                    self.send(200, json.dumps({"choices": [choice]}).encode())
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> ScriptedServer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
