@@ -43,7 +43,9 @@ cpu)
     NUM_PROCESSES="${NUM_PROCESSES:-1}"
     export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
     DEEPSPEED_WHERE=(--num_gpus "$NUM_PROCESSES") # DeepSpeed counts CPU ranks with the same flag
-    ACCELERATE_WHERE=(--cpu "--num_processes=$NUM_PROCESSES")
+    # accelerate's --cpu always starts one process; several CPU ranks (gloo) come from its torchrun launcher, --multi_gpu
+    ACCELERATE_WHERE=(--cpu --num_processes=1)
+    if [[ "$NUM_PROCESSES" != 1 ]]; then ACCELERATE_WHERE=(--multi_gpu "--num_processes=$NUM_PROCESSES"); fi
     ;;
 *)
     echo "error: unknown DEVICE '$DEVICE'; expected gpu, cpu or auto" >&2
