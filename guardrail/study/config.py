@@ -101,6 +101,7 @@ class Study:
     fine_tuning: Training
     evaluation: Evaluation
     dtype: str = "bfloat16"
+    log_type: str = "wandb"
     sandbox: bool = False
     instruct_size: int | None = field(default=None, metadata={"doc": "first rows of `instruct`; all when absent"})
 

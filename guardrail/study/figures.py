@@ -65,6 +65,6 @@ def _dumbbell(axis: Any, cell: dict[str, Any], y: float) -> None:
     axis.plot([start, end], [y, y], color="0.75", linewidth=2, zorder=1)
     for arm, colour, offset, fill in (("initial", INITIAL, -0.13, "white"), ("final", FINAL, 0.13, FINAL)):
         value = cell[arm]["harmfulness_score_percent"]
-        low, high = cell[arm]["harmfulness_score_ci95_percent"]
+        low, high = cell[arm]["harmfulness_score_interval_percent"]
         axis.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.2, zorder=2)
         axis.plot(value, y + offset, "o", color=colour, markerfacecolor=fill, markersize=6, zorder=3)

@@ -33,10 +33,10 @@ def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
     summary = read_json(folder / SAFETY_FILE)["summary"]
     out = {
         "harmfulness_score_percent": summary["harmfulness_score_percent"],
-        "harmfulness_score_ci95_percent": summary["harmfulness_score_ci95_percent"],
+        "harmfulness_score_interval_percent": summary["harmfulness_score_interval_percent"],
         "refusal_percent": summary["refusal_percent"],
         "n": summary["n"],
-        "outcomes": summary["outcomes"],
+        "outcomes_percent": {name: rate["percent"] for name, rate in summary["outcomes"].items()},
         "data_hash": summary["data_hash"],
     }
     if over_refusal:
@@ -49,7 +49,7 @@ def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
 def read_utility(folder: Path, task: str) -> dict[str, Any]:
     """The headline utility number of one checkpoint on ``task``'s held-out rows."""
     utility = read_json(folder / utility_file(task))["utility"]
-    return {key: utility[key] for key in ("metric", "value", "ci95", "n") if key in utility}
+    return {"metric": utility["metric"], "value": utility["value"], "interval": utility["ci95"], "n": utility["n"]}
 
 
 def collect(grid: Grid) -> dict[str, Any]:

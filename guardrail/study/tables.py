@@ -33,13 +33,13 @@ def table_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         else:
             initial, final = cell.get("initial", cell), cell.get("final")
             row["initial_percent"] = initial["harmfulness_score_percent"]
-            row["initial_ci95_percent"] = initial["harmfulness_score_ci95_percent"]
+            row["initial_interval_percent"] = initial["harmfulness_score_interval_percent"]
             row["initial_refusal_percent"] = initial["refusal_percent"]
             row["benign_refusal_percent"] = initial.get("benign_refusal_percent")
             row["n"] = initial["n"]
             if final is not None:
                 row["final_percent"] = final["harmfulness_score_percent"]
-                row["final_ci95_percent"] = final["harmfulness_score_ci95_percent"]
+                row["final_interval_percent"] = final["harmfulness_score_interval_percent"]
                 row["delta_points"] = cell["delta_points"]
                 row["utility_metric"] = cell["utility"]["metric"]
                 row["utility_initial"] = cell["utility"]["initial"]
@@ -55,7 +55,7 @@ def _text(row: dict[str, Any], key: str) -> str:
     if value is None:
         return "" if row["status"] == "failed" else "–"
     if key in ("initial_percent", "final_percent"):
-        low, high = row[key.replace("percent", "ci95_percent")]
+        low, high = row[key.replace("percent", "interval_percent")]
         return f"{value:.1f} [{low:.1f}, {high:.1f}]"
     if key == "delta_points":
         return f"{value:+.1f}"
@@ -78,9 +78,9 @@ def csv_text(result: dict[str, Any]) -> str:
     """The same rows as CSV with interval columns; failed cells have status `failed` and empty numbers."""
     rows = table_rows(result)
     for row in rows:
-        for key in ("initial_ci95_percent", "final_ci95_percent"):
+        for key in ("initial_interval_percent", "final_interval_percent"):
             low, high = row.pop(key, None) or ("", "")
-            row[key.replace("ci95", "ci95_low")], row[key.replace("ci95", "ci95_high")] = low, high
+            row[key.replace("interval", "interval_low")], row[key.replace("interval", "interval_high")] = low, high
     names = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")

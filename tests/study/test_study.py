@@ -104,10 +104,10 @@ def fill(grid: Grid, harmful: dict[str, float], skip: str = "") -> None:
         score = harmful.get(name, 10.0)
         summary = {
             "harmfulness_score_percent": score,
-            "harmfulness_score_ci95_percent": [score - 2, score + 2],
+            "harmfulness_score_interval_percent": [score - 2, score + 2],
             "refusal_percent": 100 - score,
             "n": 50,
-            "outcomes": {"harmful": 5},
+            "outcomes": {"harmful": {"percent": 5.0}},
             "data_hash": "abc",
         }
         write_json(folder / SAFETY_FILE, {"summary": summary})
