@@ -105,7 +105,7 @@ def matched_capability(pairs: list[dict[str, float]]) -> dict[str, Any]:
     fit = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3", use_t=True)
     return {
         "difference_points": float(fit.params[0]),
-        "ci95_points": [float(edge) for edge in fit.conf_int()[0]],
+        "interval_points": [float(edge) for edge in fit.conf_int()[0]],
         "p_value": float(fit.pvalues[0]),
         "points_per_utility_unit": float(fit.params[1]),
         "mean_utility_difference": float(x.mean()),

@@ -161,7 +161,7 @@ def test_a_real_difference_is_found_with_its_size():
     low = (rng.random((5, 140)) < 1 / (1 + np.exp(1.5 - prompts))).astype(float)
     high = (rng.random((5, 140)) < 1 / (1 + np.exp(0.5 - prompts))).astype(float)
     result = paired_difference(high - low)
-    assert result["p_value"] < 1e-3 and result["ci95"][0] > 0
+    assert result["p_value"] < 1e-3 and result["interval"][0] > 0
     assert result["p_value_seeds"] == 2 / 32  # the smallest that five seeds can give
     assert result["scope"] == "new training seeds and prompts"
     one = paired_difference((high - low)[:1])
@@ -218,9 +218,9 @@ def test_regression_recovers_the_slope_and_names_what_it_cannot_say():
     result = regress(rows, "delta_points")
     alone = {row["predictor"]: row for row in result["alone"]}
     assert alone["similarity"]["points_per_sd"] == pytest.approx(5 * sd, abs=0.5)
-    low, high = alone["similarity"]["ci95"]
+    low, high = alone["similarity"]["interval"]
     assert low < 5 * sd < high
-    assert alone["diversity"]["ci95"][0] < 0 < alone["diversity"]["ci95"][1]
+    assert alone["diversity"]["interval"][0] < 0 < alone["diversity"]["interval"][1]
     assert "does not vary" in alone["list_share_percent"]["reason"]
     assert "degrees of freedom" in alone["initial_percent"]["reason"]
     assert [c["predictor"] for c in result["together"]["coefficients"]] == ["similarity", "diversity", "response_chars"]
