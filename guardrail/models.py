@@ -59,6 +59,13 @@ def load_causal_lm(
     return _load(AutoModelForCausalLM, name, dtype, device, trust_remote_code, **options)
 
 
+def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
+    """The transformer without a head (``AutoModel``): hidden states and no logits; causal LMs and encoders alike."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, name, dtype, device, trust_remote_code)
+
+
 def load_classifier(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
     """A sequence classifier in evaluation mode on ``device``."""
     from transformers import AutoModelForSequenceClassification
