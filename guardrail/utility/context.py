@@ -50,6 +50,14 @@ def context_tokens(model_name_or_path: str) -> int | None:
     return None
 
 
+def backend_context(backend: Any) -> int | None:
+    """The context of a generation backend: the engine's or server's own where it may be shorter than the model's."""
+    found = [context_tokens(backend.model_name_or_path)]
+    if backend.name != "hf":
+        found.append(backend.context_tokens)
+    return min((tokens for tokens in found if tokens is not None), default=None)
+
+
 def prompt_limit(context: int | None, max_new_tokens: int) -> int | None:
     """The longest prompt that leaves room for an answer; see the rule above."""
     return None if context is None else context - max(1, min(max_new_tokens, context // 4))

@@ -237,9 +237,9 @@ def generate_rows(
 ) -> list[dict[str, Any]]:
     """Result rows (one per ``id`` x ``sample``) without scores, in task order, on every rank."""
     from guardrail.generation import Request, generate_resumable
-    from guardrail.utility.context import context_tokens, fit_conversation, prompt_limit
+    from guardrail.utility.context import backend_context, fit_conversation, prompt_limit
 
-    limit = prompt_limit(context_tokens(config.model_name_or_path), config.max_new_tokens)
+    limit = prompt_limit(backend_context(backend), config.max_new_tokens)
     fitted = {r["id"]: fit_conversation(backend.tokenizer, config.style, r["messages"], limit) for r in task.rows}
     requests = [
         Request(row["id"], sample, fitted[row["id"]].prompt_ids)

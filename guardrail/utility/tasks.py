@@ -6,13 +6,12 @@
     <path>              any file or hub-layout folder in a shape that ``guardrail.rows`` knows, with its own answers
 
 A named task is looked for in this order: ``--data_source``; ``datasets/<task>`` (written by ``datasets/prepare.py``);
-the hub, unless it is switched off by HF_HUB_OFFLINE=1; and, only then, the sandbox's own split of that task, which
-is announced on stderr and named in the result, so that its numbers cannot be taken for the real task's.
+the hub; and, only where there is no hub (not reachable, or HF_HUB_OFFLINE=1), the sandbox's own split of that task,
+which is announced on stderr and marked in the result, so that its numbers cannot be taken for the real task's.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from guardrail.cli import log
 from guardrail.errors import UserError, unknown
+from guardrail.hub import hub_available
 from guardrail.provenance import REPOSITORY
 from guardrail.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, response
 
@@ -111,12 +111,12 @@ def find_source(task: Task, data_source: str | None, split: str | None) -> tuple
     prepared = REPOSITORY / "datasets" / task.name
     if prepared.is_dir():
         return str(prepared), split or "test", None, False
-    if os.environ.get("HF_HUB_OFFLINE") != "1":
+    if hub_available():
         return task.hub, split or task.hub_split, task.hub_config, False
     if task.sandbox_split is not None and SANDBOX.is_dir():
         return str(SANDBOX), split or task.sandbox_split, None, True
     raise UserError(
-        f"no data for {task.name}: no folder {prepared}, and the hub is off (HF_HUB_OFFLINE=1); "
+        f"no data for {task.name}: no folder {prepared}, and the hub is not reachable; "
         f"run `python datasets/prepare.py {task.name}` where there is a network, or give --data_source PATH"
     )
 

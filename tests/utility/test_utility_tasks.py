@@ -91,7 +91,7 @@ def test_without_hub_and_folder_the_sandbox_stands_in_by_name(tmp_path, monkeypa
     (sandbox / "data" / "samsum_test.jsonl").write_text(samsum_file.read_text())
     monkeypatch.setattr(tasks, "SANDBOX", sandbox)
     monkeypatch.setattr(tasks, "REPOSITORY", tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(tasks, "hub_available", lambda: False)
     task = tasks.load_task("samsum")
     assert task.is_sandbox and task.source == "sandbox" and task.split == "samsum_test"
     assert "fictional" in capsys.readouterr().err
@@ -103,6 +103,6 @@ def test_a_prepared_folder_comes_before_hub_and_sandbox(tmp_path, monkeypatch, s
     (tmp_path / "datasets" / "samsum" / "data").mkdir(parents=True)
     (tmp_path / "datasets" / "samsum" / "data" / "test.jsonl").write_text(samsum_file.read_text())
     monkeypatch.setattr(tasks, "REPOSITORY", tmp_path)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(tasks, "hub_available", lambda: True)
     task = tasks.load_task("samsum")
     assert task.source == "datasets/samsum" and task.split == "test" and not task.is_sandbox

@@ -1,0 +1,424 @@
+"""One MT-Bench run: questions -> two-turn answers -> judgements -> scores. See ``__main__.py`` for the command.
+
+    <output_dir>/model_answer/<model_id>.jsonl           FastChat's shape
+    <output_dir>/model_judgment/<judge>_single.jsonl     FastChat's shape
+    <output_dir>/results.json                            answers, judgements, metrics, utility, run
+    <output_dir>/table.md, radar.png, radar.pdf          with a judge
+
+Answers are on disk before anything is judged. Without a judge the run ends there; the same command with
+``--judge_model`` later judges the stored answers. The older align-anything measure has a folder and names of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardrail.checkpoints import hash_checkpoint, resolve_checkpoint
+from guardrail.cli import log
+from guardrail.distributed import barrier, is_main, process_group, world_size
+from guardrail.errors import UserError, unknown
+from guardrail.files import hash_file, write_json, write_text
+from guardrail.mt_bench import answers as answering
+from guardrail.mt_bench import judge as judging
+from guardrail.mt_bench import summary
+from guardrail.mt_bench.data import QuestionSet, load_question_set
+from guardrail.prompts import check_style
+from guardrail.provenance import REPOSITORY, fingerprint, run_record
+
+ANSWER_FORMAT = 1  # raised when the meaning of a stored answer changes
+JUDGE_BACKENDS = ("openai", "vLLM", "hf")
+FALLBACK_STYLE = "llama2_base"
+OLD_PROTOCOL_FOLDER = "align_anything_old_protocol"
+
+
+@dataclass(frozen=True)
+class MTBenchConfig:
+    """Options of ``--benchmark mt_bench``; the only home of their defaults. Raises ``UserError`` when they clash."""
+
+    model_id: str
+    output_dir: str
+    model_name_or_path: str | None = None
+    answers: str | None = None
+    generation_backend: str = "hf"
+    torch_dtype: str = "bfloat16"
+    prompt_style: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    protocol: str = answering.FASTCHAT
+    max_new_tokens: int = 1024
+    seed: int = 0
+    judge_model: str | None = None
+    judge_backend: str = "openai"
+    judge_base_url: str | None = None
+    judge_torch_dtype: str = "bfloat16"
+    judge_max_tokens: int = 2048
+    judge_timeout_sec: float = 120.0
+    judge_max_retries: int = 4
+    judge_workers: int = 8
+    base_url: str | None = None
+    served_model_name: str | None = None
+    batch_size_per_device: int | None = None
+    batch_tokens: int | None = None
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        from guardrail.generation import BACKENDS
+        from guardrail.models import DTYPES
+
+        if not re.fullmatch(r"[\w.+-]+", self.model_id) or self.model_id.startswith("."):
+            raise UserError(f"--model_id {self.model_id!r} names files: letters, digits, '.', '_', '+' and '-' only")
+        if (self.answers is None) == (self.model_name_or_path is None):
+            raise UserError("give --model_name_or_path (to answer the questions) or --answers FILE (to judge answers)")
+        if self.answers is not None and self.judge_model is None:
+            raise UserError("--answers FILE is for judging; give --judge_model as well")
+        if self.prompt_style is not None:
+            check_style(self.prompt_style)
+        for flag, value, known in (
+            ("torch_dtype", self.torch_dtype, DTYPES),
+            ("judge_torch_dtype", self.judge_torch_dtype, DTYPES),
+            ("generation_backend", self.generation_backend, BACKENDS),
+            ("judge_backend", self.judge_backend, JUDGE_BACKENDS),
+            ("protocol", self.protocol, answering.PROTOCOLS),
+        ):
+            if value not in known:
+                raise unknown(f"value for --{flag}:", value, known)
+        if self.generation_backend != "openai" and (self.base_url or self.served_model_name):
+            raise UserError("--base_url and --served_model_name need --generation_backend openai")
+        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
+            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
+        if self.judge_base_url and (self.judge_model is None or self.judge_backend != "openai"):
+            raise UserError("--judge_base_url needs --judge_model and --judge_backend openai")
+        if self.judge_timeout_sec <= 0 or self.judge_max_retries < 0:
+            raise UserError("--judge_timeout_sec must be above 0 and --judge_max_retries at least 0")
+
+    @property
+    def folder(self) -> Path:
+        folder = Path(self.output_dir)
+        return folder if self.protocol == answering.FASTCHAT else folder / OLD_PROTOCOL_FOLDER
+
+    @property
+    def judge_name(self) -> str | None:
+        """The judge as it appears in file names and results."""
+        return None if self.judge_model is None else Path(self.judge_model.rstrip("/")).name
+
+    def answer_options(self) -> answering.AnswerOptions:
+        return answering.AnswerOptions(self.protocol, self.max_new_tokens, self.seed)
+
+    def judge_facts(self) -> dict[str, Any] | None:
+        """What decides a judgement, given its prompt."""
+        if self.judge_model is None:
+            return None
+        facts: dict[str, Any] = {
+            "judge": self.judge_model,
+            "backend": self.judge_backend,
+            "max_tokens": self.judge_max_tokens,
+        }
+        if self.judge_backend != "openai":
+            facts |= {"model": hash_checkpoint(self.judge_model), "dtype": self.judge_torch_dtype}
+        return facts
+
+
+def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
+    """Answer, judge and score (or find it done); the paths and headline numbers. ``UserError`` for wrong input."""
+    questions = load_question_set(config.data_dir, config.limit)
+    if config.judge_model is not None:
+        _check_judge(config, questions)
+    result_file = config.folder / "results.json"
+    earlier = _read_earlier(result_file, config)
+    answers_key = _answers_key(config, questions)
+    judge_facts = config.judge_facts()
+    run_key = fingerprint({"answers": answers_key, "judge": judge_facts}, {"judging": questions.judging_hash})
+    if earlier is not None and _is_done(config, earlier, run_key, answers_key):
+        log(f"{result_file}: unchanged, not run again")
+        return _headline(config, earlier, reused=True)
+
+    work = config.folder / f".{config.model_id}.work"
+    rows = _stored_rows(earlier, answers_key)
+    if rows is None and config.generation_backend == "vLLM" and config.judge_backend == "vLLM" and config.judge_model:
+        _answer_in_child(config)  # its engine must be gone before the judge's loads
+        rows = _stored_rows(_read_earlier(result_file, config), answers_key)
+    with process_group():
+        answer_facts: dict[str, Any] = earlier["run"].get("generation") or {} if earlier is not None and rows else {}
+        result: dict[str, Any] | None = None
+        if rows is None:
+            rows, answer_facts = _answer(config, questions, work, answers_key)
+            if is_main():
+                path = config.folder / "model_answer" / f"{config.model_id}.jsonl"
+                answering.write_model_answer(path, config.model_id, rows)
+                result = _assemble(config, questions, rows, None)
+                result["run"] = _record(config, questions, answers_key, answers_key, answer_facts)
+                write_json(result_file, result)
+        if config.judge_model is not None:
+            _only_one_process_may_judge(config)
+            judge_work = config.folder / f".{config.model_id}.judge"
+            matches = judging.make_matches(questions, rows, config.protocol)
+            done = judging.judge_matches(
+                _make_judge(config, judge_work),
+                matches,
+                judge_work,
+                fingerprint(judge_facts or {}, {}),
+                config.protocol,
+            )
+            if is_main():
+                path = config.folder / "model_judgment" / f"{config.judge_name}_single.jsonl"
+                judging.write_model_judgment(path, config.model_id, config.judge_name or "", matches, done)
+                result = _assemble(config, questions, rows, judging.judgement_rows(matches, done))
+                result["run"] = _record(config, questions, run_key, answers_key, answer_facts)
+                _write_pictures(config, result)
+                write_json(result_file, result)
+                if not _server_failures(result):
+                    shutil.rmtree(judge_work, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(work, ignore_errors=True)
+        barrier()
+    return _headline(config, result, reused=False) if result is not None else {}
+
+
+def _check_judge(config: MTBenchConfig, questions: QuestionSet) -> None:
+    """Refuse a judge that cannot work before any model loads."""
+    from guardrail.openai_client import resolve_base_url
+
+    blank = [{"question_id": q["question_id"], "answers": ["", ""]} for q in questions.questions]
+    judging.make_matches(questions, blank, config.protocol)
+    if config.judge_backend == "openai":
+        resolve_base_url(config.judge_base_url)
+    else:
+        resolve_checkpoint(str(config.judge_model))
+
+
+def _only_one_process_may_judge(config: MTBenchConfig) -> None:
+    if world_size() > 1 and config.judge_backend != "hf":
+        raise UserError(
+            f"judging with --judge_backend {config.judge_backend} runs in one process, not {world_size()}; "
+            "the answers are saved: run the same command with plain python"
+        )
+
+
+def _answers_key(config: MTBenchConfig, questions: QuestionSet) -> str:
+    """The fingerprint of the answers: model, style, questions, decoding - or the given file's content."""
+    if config.answers is not None:
+        if not Path(config.answers).is_file():
+            raise UserError(f"no such file: {config.answers}; expected FastChat's model_answer/<id>.jsonl")
+        return fingerprint(
+            {"answers": hash_file(config.answers), "protocol": config.protocol}, {"data": questions.data_hash}
+        )
+    assert config.model_name_or_path is not None
+    resolve_checkpoint(config.model_name_or_path)
+    facts = {
+        "format": ANSWER_FORMAT,
+        "style": config.prompt_style,
+        "dtype": config.torch_dtype,
+        "backend": config.generation_backend,
+        "served_model_name": config.served_model_name,
+        "options": dataclasses.asdict(config.answer_options()),
+    }
+    return fingerprint(facts, {"model": hash_checkpoint(config.model_name_or_path), "data": questions.data_hash})
+
+
+def _read_earlier(path: Path, config: MTBenchConfig) -> dict[str, Any] | None:
+    """This run's earlier results file; another model's is refused, so that nothing is overwritten by mistake."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        stage, model_id = value["run"]["stage"], value["run"]["config"]["model_id"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} exists and is no MT-Bench result; give another --output_dir or remove it") from error
+    if stage != "mt_bench" or model_id != config.model_id:
+        raise UserError(f"{path} is the result of {stage} for model_id {model_id!r}; give another --output_dir")
+    return value
+
+
+def _is_done(config: MTBenchConfig, earlier: dict[str, Any], run_key: str, answers_key: str) -> bool:
+    """Nothing to do: the answers are there, and the judgements of this judge where one is asked for."""
+    if config.judge_model is None:  # judgements that are there stay
+        return earlier["run"].get("answers_fingerprint") == answers_key
+    return earlier["run"].get("fingerprint") == run_key and not _server_failures(earlier)
+
+
+def _stored_rows(earlier: dict[str, Any] | None, answers_key: str) -> list[dict[str, Any]] | None:
+    if earlier is None or earlier["run"].get("answers_fingerprint") != answers_key:
+        return None
+    log("the answers are there from an earlier run")
+    return [{key: value for key, value in row.items() if key != "judgements"} for row in earlier["results"]]
+
+
+def _server_failures(result: dict[str, Any]) -> int:
+    """Judgements that never came; a later run asks for them again."""
+    scores = result["metrics"].get("scores") or {"failures": {}}
+    return sum(n for reason, n in scores["failures"].items() if reason not in judging.FINAL_FAILURES)
+
+
+def _answer(
+    config: MTBenchConfig, questions: QuestionSet, work: Path, answers_key: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The answers, and how they were made; on every rank."""
+    from guardrail.generation import make_backend
+    from guardrail.utility.context import backend_context
+
+    if config.answers is not None:
+        return answering.read_model_answer(Path(config.answers), questions), {"backend": "file"}
+    model = str(config.model_name_or_path)
+    style, reason = _choose_style(config)
+    backend = make_backend(
+        config.generation_backend,
+        model,
+        torch_dtype=config.torch_dtype,
+        prompt_style=style,
+        trust_remote_code=config.trust_remote_code,
+        batch_rows=config.batch_size_per_device,
+        batch_tokens=config.batch_tokens,
+        tensor_parallel_size=config.tensor_parallel_size,
+        data_parallel_size=config.data_parallel_size,
+        base_url=config.base_url,
+        served_model_name=config.served_model_name,
+    )
+    rows = answering.answer_questions(
+        backend, style, questions, config.answer_options(), backend_context(backend), work, answers_key
+    )
+    return rows, {**backend.describe(), "prompt_style": style, "prompt_style_from": reason}
+
+
+def _choose_style(config: MTBenchConfig) -> tuple[str, str]:
+    """The prompt style and where it comes from: the flag, or the tokenizer; a model's name never decides it."""
+    from guardrail.models import load_tokenizer
+
+    if config.prompt_style is not None:
+        return config.prompt_style, "flag"
+    tokenizer = load_tokenizer(str(config.model_name_or_path), config.trust_remote_code)
+    if getattr(tokenizer, "chat_template", None):
+        log("prompt style: the tokenizer's own chat template (--prompt_style overrides it)")
+        return "chat_template", "tokenizer"
+    log(f"prompt style: {FALLBACK_STYLE}, because the tokenizer has no chat template (--prompt_style overrides it)")
+    return FALLBACK_STYLE, "the tokenizer has no chat template"
+
+
+def _answer_in_child(config: MTBenchConfig) -> None:
+    """Run the same command without a judge in a process of its own, so that its engine's memory is free afterwards."""
+    command = [sys.executable, str(REPOSITORY / "__main__.py"), "--benchmark", "mt_bench"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.name.startswith("judge_") and value != field.default:
+            command.append(f"--{field.name}={value}")
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UserError(f"answering the questions ended with exit code {done.returncode}; its messages are above")
+
+
+def _make_judge(config: MTBenchConfig, work: Path) -> judging.Judge:
+    from guardrail.openai_client import Client, resolve_base_url
+
+    name = str(config.judge_model)
+    if config.judge_backend == "openai":
+        client = Client(resolve_base_url(config.judge_base_url), config.judge_timeout_sec, config.judge_max_retries)
+        return judging.ServerJudge(name, client, config.judge_max_tokens, config.judge_workers)
+    from guardrail.generation import make_backend
+
+    backend = make_backend(
+        config.judge_backend,
+        name,
+        torch_dtype=config.judge_torch_dtype,
+        prompt_style="chat_template",
+        trust_remote_code=config.trust_remote_code,
+    )
+    return judging.LocalJudge(name, backend, work, fingerprint(config.judge_facts() or {}, {}), config.judge_max_tokens)
+
+
+def _assemble(
+    config: MTBenchConfig,
+    questions: QuestionSet,
+    rows: list[dict[str, Any]],
+    judgements: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """The results file's content without its ``run`` block."""
+    by_id: dict[int, list[dict[str, Any]]] = {}
+    for row in judgements or []:
+        by_id.setdefault(row["question_id"], []).append(row)
+    scores = summary.summarise(judgements, config.protocol) if judgements else None
+    turns = [turn for row in rows for turn in row["turns"]]
+    metrics = {
+        "measure": summary.measure_name(questions.name, config.protocol),
+        "judge": config.judge_name if judgements else None,
+        "n": len(rows),
+        "n_empty_answers": sum(1 for row in rows for answer in row["answers"] if not answer.strip()),
+        "n_cut_at_max_new_tokens": sum(1 for turn in turns if turn["finish_reason"] == "length"),
+        "n_cut_at_stop": sum(1 for turn in turns if turn["cut_at_stop"]),
+        "n_prompts_cut": sum(1 for turn in turns if turn["prompt_cut_tokens"]),
+        "data_hash": questions.data_hash,
+        "scores": scores,
+    }
+    overall = scores["overall"] if scores else None
+    utility = {
+        "task": metrics["measure"],
+        "is_sandbox": questions.is_sandbox,
+        "metric": summary.metric_name(questions.name, config.protocol) if scores else None,
+        "value": overall["score"] if overall else None,
+        "ci95": overall["ci95"] if overall else None,
+        "n": len(rows),
+        "n_failed": scores["n_failed"] if scores else None,
+        "judge": metrics["judge"],
+        "data_hash": questions.data_hash,
+    }
+    results = [
+        {
+            "id": str(row["question_id"]),
+            "sample": 0,
+            **row,
+            **({"judgements": by_id[row["question_id"]]} if by_id else {}),
+        }
+        for row in rows
+    ]
+    return {"results": results, "metrics": metrics, "utility": utility}
+
+
+def _record(
+    config: MTBenchConfig, questions: QuestionSet, run_key: str, answers_key: str, answer_facts: dict[str, Any]
+) -> dict[str, Any]:
+    return run_record(
+        "mt_bench",
+        dataclasses.asdict(config),
+        fingerprint=run_key,
+        answers_fingerprint=answers_key,
+        model_hash=None if config.model_name_or_path is None else hash_checkpoint(config.model_name_or_path),
+        data=questions.describe(),
+        n=len(questions.questions),
+        seeds={"generation": config.seed, "bootstrap": 0},
+        generation=answer_facts,
+        judge=config.judge_facts(),
+    )
+
+
+def _write_pictures(config: MTBenchConfig, result: dict[str, Any]) -> None:
+    from guardrail.mt_bench.figure import radar_of_results
+
+    metrics = result["metrics"]
+    title = f"{config.model_id}: {metrics['measure']}, judge {metrics['judge']}"
+    table = summary.markdown_table(metrics["scores"], title)
+    write_text(config.folder / "table.md", table)
+    log(table)
+    radar_of_results([result], [config.folder / "radar.png", config.folder / "radar.pdf"])
+
+
+def _headline(config: MTBenchConfig, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+    block = result["utility"]
+    out = {
+        "results": str(config.folder / "results.json"),
+        "model_answer": str(config.folder / "model_answer" / f"{config.model_id}.jsonl"),
+        "measure": result["metrics"]["measure"],
+        "n_questions": block["n"],
+        "reused": reused,
+    }
+    if block["metric"]:
+        out["model_judgment"] = str(config.folder / "model_judgment" / f"{config.judge_name}_single.jsonl")
+        out |= {block["metric"]: block["value"], "ci95": block["ci95"], "n_failed": block["n_failed"]}
+    return out
