@@ -63,6 +63,9 @@ def build_parser() -> Parser:
     add("--batch_size_per_device", type=positive_int, default=None, help="at most this many rows at once")
     add("--batch_tokens", type=positive_int, default=None, help="at most this many padded tokens at once")
     add("--trust_remote_code", type=boolean, default=False)
+    add("--decoding_sweep", type=boolean, default=False, help="temperature x top-p grid, best of k")
+    add("--sweep_temperatures", default="0.1,0.5,0.9,1.2", help="with --decoding_sweep")
+    add("--sweep_top_p", default="0.6,0.9,1.0", help="with --decoding_sweep")
     add("--evaluator", default="none", choices=list(EVALUATORS), help="judge on the spot")
     add_judge_flags(parser)
     return parser
@@ -71,7 +74,13 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> dict | None:
     args = vars(build_parser().parse_args(argv))
     judge = JudgeSettings.from_args(args.pop("evaluator"), args)
+    sweep, temperatures, top_ps = (args.pop(n) for n in ("decoding_sweep", "sweep_temperatures", "sweep_top_p"))
     config = SafetyConfig(**args).check()
+    if sweep:
+        from guardrail.decoding_sweep import parse_points, run_sweep
+
+        points = parse_points(temperatures, "sweep_temperatures"), parse_points(top_ps, "sweep_top_p")
+        return run_sweep(config, *points, judge)
     headline = evaluate_safety(config)
     if judge is not None and is_main() and headline is not None:
         from guardrail.judging.stage import judge_file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.benches import BenchRows, load_bench
+from guardrail.benches import BenchRows, load_bench, split_name
 from guardrail.checkpoints import hash_checkpoint
 from guardrail.cli import log
 from guardrail.distributed import broadcast, is_main, process_group, world_size
@@ -21,7 +21,7 @@ from guardrail.errors import UserError, unknown
 from guardrail.files import read_json, write_json
 from guardrail.generation import Completion, Request, SamplingOptions, generate_resumable, make_backend, row_seed
 from guardrail.generation.runner import clear_parts
-from guardrail.prompts import apply_eval_template, check_style, encode_prompt
+from guardrail.prompts import apply_eval_template, check_style, encode_prompt, template_module
 from guardrail.provenance import fingerprint, run_record
 
 RESULTS = "results.json"
@@ -71,6 +71,9 @@ class SafetyConfig:
     def check(self) -> SafetyConfig:
         """Refuse impossible combinations before anything is loaded."""
         check_style(self.prompt_style)
+        split_name(self.safety_bench)
+        if self.eval_template not in template_module().EVAL_TEMPLATES:
+            raise unknown("eval template", self.eval_template, template_module().EVAL_TEMPLATES)
         family = self.model_family or self.prompt_style
         if family not in MODEL_FAMILIES:
             raise unknown("model family", family, MODEL_FAMILIES)

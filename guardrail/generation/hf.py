@@ -115,6 +115,37 @@ class HFBackend:
                 on_batch(done)
         return out
 
+    def top_next_tokens(self, prompts: Sequence[Sequence[int]], k: int = 20) -> list[list[tuple[int, float]]]:
+        """The ``k`` likeliest next tokens of each prompt with their probabilities."""
+        import torch
+
+        requests = [Request(str(i), 0, list(prompt)) for i, prompt in enumerate(prompts)]
+        out: list[list[tuple[int, float]]] = [[] for _ in requests]
+        for unit in plan_units(requests, 1, self.unit_tokens, self.row_cap):
+            ids, mask, positions = self._left_padded(unit, 0)
+            with torch.inference_mode():
+                logits = self.model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+                ).logits[:, -1]
+            values, tokens = torch.softmax(logits.float(), -1).topk(min(k, logits.shape[-1]), -1)
+            for request, p, t in zip(unit, values.tolist(), tokens.tolist(), strict=True):
+                out[int(request.id)] = list(zip(t, p, strict=True))
+        return out
+
+    def _left_padded(self, unit: Sequence[Request], extra: int) -> tuple[Any, Any, Any]:
+        """Ids and positions ``(B, T)``, mask ``(B, T + extra)`` of left-padded prompts; the mask comes from lengths."""
+        import torch
+
+        device = next(self.model.parameters()).device
+        B, T = len(unit), max(len(r.prompt_ids) for r in unit)
+        ids = torch.full((B, T), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask = torch.ones((B, T + extra), dtype=torch.long)
+        for i, request in enumerate(unit):
+            ids[i, T - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            mask[i, : T - len(request.prompt_ids)] = 0
+        positions = (mask[:, :T].cumsum(1) - 1).clamp_(min=0)
+        return ids.to(device), mask.to(device), positions.to(device)
+
     def _room(self, unit: Sequence[Request], options: SamplingOptions) -> list[int]:
         """How many tokens each row may still get: the option, or what the context leaves."""
         if self.context_tokens is None:
@@ -141,15 +172,8 @@ class HFBackend:
         steps = max(room)
         eos_ids = set(self.eos_ids)
 
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.full((B, T), pad, dtype=torch.long)
-        mask = torch.ones((B, T + steps), dtype=torch.long)
-        for i, request in enumerate(unit):
-            ids[i, T - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            mask[i, : T - len(request.prompt_ids)] = 0
-        padded = bool((mask == 0).any())
-        positions = (mask[:, :T].cumsum(1) - 1).clamp_(min=0).to(device)
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask, positions = self._left_padded(unit, steps)
+        padded = min(len(r.prompt_ids) for r in unit) < T
         next_position = torch.tensor([len(r.prompt_ids) for r in unit], device=device)
         uniforms = _row_uniforms(unit, options, steps).to(device) if options.do_sample else None
 

@@ -39,6 +39,7 @@ def judge_file(
         old = read_json(file)
         if old.get("run", {}).get("fingerprint") == key:
             log(f"{file} is up to date")
+            _draw(file, old, settings)
             return {**headline(file, old), "reused": True}
     judgements, facts, extra_summary = run_judge(source, settings, folder, key)
     assert len(judgements) == len(source.answers), "a judge lost or added a row"
@@ -66,7 +67,22 @@ def judge_file(
         ),
     }
     write_json(file, document)
+    _draw(file, document, settings)
     return {**headline(file, document), "reused": False}
+
+
+def _draw(file: Path, document: dict[str, Any], settings: JudgeSettings) -> None:
+    """The figure beside the file; drawn again only when it is missing or older than the numbers."""
+    if settings.judge != "beaver_dam" or not settings.figure:
+        return
+    picture = file.with_suffix(".png")
+    if picture.is_file() and picture.stat().st_mtime >= file.stat().st_mtime:
+        return
+    from guardrail.judging.figure import category_figure
+
+    summary = document["summary"]
+    score, (low, high) = summary["harmfulness_score_percent"], summary["harmfulness_score_interval_percent"]
+    category_figure(summary, picture, f"HS {score:.1f}% [{low:.1f}, {high:.1f}], N = {summary['n']}")
 
 
 def judgement_key(source: AnswerFile, settings: JudgeSettings) -> str:

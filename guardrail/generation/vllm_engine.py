@@ -1,0 +1,202 @@
+"""Generation and moderation through vLLM: its own batching, tensor and data parallelism; one process of ours.
+
+Needs vLLM (scripts/install_vllm.sh). On a CPU the engine runs eagerly with a small key-value cache
+(``VLLM_CPU_KVCACHE_SPACE``, GiB). Engine logs go to stderr. Greedy completions equal the HF backend's within
+floating-point noise; sampled ones are reproducible per row but use vLLM's own random numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guardrail.checkpoints import resolve_checkpoint
+from guardrail.distributed import world_size
+from guardrail.errors import UserError
+from guardrail.generation.interface import Completion, Request, SamplingOptions, finish_completion, row_seed
+from guardrail.models import load_tokenizer
+
+UNIT_ROWS = 1024
+
+
+def require_vllm() -> None:
+    """Prepare for vLLM's import; ``UserError`` when it is not installed or there are several processes."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed in this environment; run scripts/install_vllm.sh, or use the hf backend")
+    if world_size() > 1:
+        raise UserError(
+            f"vLLM does its own parallelism, but there are {world_size()} processes; start it with plain python "
+            "(--tensor_parallel_size, --data_parallel_size)"
+        )
+    # read at vLLM's first import: engine logs must not reach stdout
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: Any) -> Any:
+    """A ``vllm.LLM`` with settings that suit the device and keep stdout clean."""
+    require_vllm()
+    import torch
+
+    if in_process:  # nothing is left behind when this process is killed
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        options.setdefault("enforce_eager", True)
+    import vllm
+
+    try:
+        return vllm.LLM(model=resolve_checkpoint(model), dtype=dtype, disable_log_stats=True, **options)
+    except (ValueError, OSError) as error:
+        raise UserError(f"vLLM cannot load {model}: {' '.join(str(error).split())[:300]}") from error
+
+
+class VLLMBackend:
+    """vLLM in this process; loads at the first ``generate``."""
+
+    name = "vLLM"
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        torch_dtype: str = "bfloat16",
+        stops: tuple[str, ...] = (),
+        trust_remote_code: bool = False,
+        unit_rows: int = UNIT_ROWS,
+        unit_tokens: int = 1 << 40,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+    ) -> None:
+        require_vllm()
+        self.model_name_or_path = model_name_or_path
+        self.torch_dtype = torch_dtype
+        self.stops = stops
+        self.trust_remote_code = trust_remote_code
+        self.unit_rows = unit_rows
+        self.unit_tokens = unit_tokens
+        self.parallel = {"tensor_parallel_size": tensor_parallel_size}
+        if data_parallel_size > 1:
+            self.parallel["data_parallel_size"] = data_parallel_size
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
+
+    @functools.cached_property
+    def engine(self) -> Any:
+        return make_engine(
+            self.model_name_or_path,
+            self.torch_dtype,
+            in_process=max(self.parallel.values()) == 1,
+            trust_remote_code=self.trust_remote_code,
+            **self.parallel,
+        )
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        return eos_ids(self.model_name_or_path, self.tokenizer)
+
+    @functools.cached_property
+    def context_tokens(self) -> int:
+        return int(self.engine.llm_engine.model_config.max_model_len)
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": self.name, "torch_dtype": self.torch_dtype, **self.parallel}
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        on_batch: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Complete ``requests`` in one call of the engine; see ``Backend``."""
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = []
+        for request in requests:
+            room = min(options.max_new_tokens, self.context_tokens - len(request.prompt_ids))
+            if room < 1:
+                raise UserError(
+                    f"row {request.id!r}: its prompt has {len(request.prompt_ids)} tokens, the model's context "
+                    f"{self.context_tokens}; shorten the prompt or use a model with a longer context"
+                )
+            sampling: dict[str, Any] = {"temperature": 0.0}
+            if options.do_sample:
+                sampling = {
+                    "temperature": options.temperature,
+                    "top_p": options.top_p,
+                    "top_k": options.top_k or -1,
+                    "seed": row_seed(options.seed, request.id, request.sample),
+                }
+            parameters.append(
+                SamplingParams(
+                    max_tokens=room,
+                    stop=list(self.stops) or None,
+                    include_stop_str_in_output=True,
+                    skip_special_tokens=True,
+                    **sampling,
+                )
+            )
+        prompts = [TokensPrompt(prompt_token_ids=list(r.prompt_ids)) for r in requests]
+        outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+        done = [
+            finish_completion(self.tokenizer, request, out.outputs[0].token_ids, self.eos_ids, self.stops)
+            for request, out in zip(requests, outputs, strict=True)
+        ]
+        if on_batch is not None:
+            on_batch(done)
+        return done
+
+    def top_next_tokens(self, prompts: Sequence[Sequence[int]], k: int = 20) -> list[list[tuple[int, float]]]:
+        """The ``k`` likeliest next tokens of each prompt with their probabilities."""
+        import math
+
+        from vllm import SamplingParams, TokensPrompt
+
+        outputs = self.engine.generate(
+            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
+            SamplingParams(temperature=0.0, max_tokens=1, logprobs=k, detokenize=False),
+            use_tqdm=False,
+        )
+        return [[(t, math.exp(v.logprob)) for t, v in out.outputs[0].logprobs[0].items()] for out in outputs]
+
+
+def eos_ids(model_name_or_path: str, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a turn: the tokenizer's EOS and the generation configuration's."""
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(resolve_checkpoint(model_name_or_path)).eos_token_id
+    except OSError:  # no generation_config.json: the tokenizer's EOS is all there is
+        configured = None
+    configured = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (tokenizer.eos_token_id, *configured) if i is not None}))
+
+
+@functools.lru_cache(maxsize=1)
+def _classifier(model: str, dtype: str) -> Any:
+    return make_engine(model, dtype, runner="pooling")
+
+
+def classify(model: str, texts: Sequence[Sequence[int]], dtype: str, n_labels: int) -> list[list[float]]:
+    """Sigmoid probabilities ``(N, n_labels)`` of a multi-label sequence classifier for token-id ``texts``.
+
+    Raises ``UserError`` when the model is no multi-label classifier with ``n_labels`` (vLLM would apply a softmax).
+    """
+    from transformers import AutoConfig
+    from vllm import TokensPrompt
+
+    config = AutoConfig.from_pretrained(resolve_checkpoint(model))
+    if config.num_labels != n_labels or config.problem_type != "multi_label_classification":
+        raise UserError(
+            f"{model}: vLLM needs problem_type multi_label_classification and {n_labels} labels in config.json, found "
+            f"{config.problem_type} and {config.num_labels}; use the hf backend"
+        )
+    outputs = _classifier(model, dtype).classify(
+        [TokensPrompt(prompt_token_ids=list(text)) for text in texts], use_tqdm=False
+    )
+    return [list(map(float, out.outputs.probs)) for out in outputs]
