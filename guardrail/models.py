@@ -62,7 +62,10 @@ def load_causal_lm(
 def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
     """The transformer without a head (``AutoModel``): hidden states and no logits; causal LMs and encoders alike."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # leaving a causal LM's head out is what is wanted here, not worth a report
+    logging.disable_progress_bar()
     return _load(AutoModel, name, dtype, device, trust_remote_code)
 
 

@@ -73,6 +73,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "/" in args.model_id or args.model_id.startswith("."):
         raise UserError(f"--model_id {args.model_id!r} names a folder under reps/; give a plain name without '/'")
 
+    if options.backend == "vllm":
+        from guardrail.generation.vllm_engine import require_vllm
+
+        require_vllm()
     from guardrail.representations.extract import extract_representations
     from guardrail.rows import load_rows
 
