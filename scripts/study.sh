@@ -31,11 +31,14 @@ exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
 SNAKEMAKE=(snakemake --snakefile workflow/Snakefile --config "study_config=$CONFIG" "outputs=$OUTPUTS"
-    --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules host --show-failed-logs)
+    --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules --show-failed-logs)
 if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
-    "${SNAKEMAKE[@]}" --quiet host "$@"
+    "${SNAKEMAKE[@]}" "$@"
     exit
 fi
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "${SNAKEMAKE[@]}" "$@" >&2 ||
+# The two sed lines only drop Snakemake's chatter from the terminal; .snakemake/log/ keeps everything.
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "${SNAKEMAKE[@]}" "$@" 2>&1 >/dev/null |
+    sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log)/d' \
+        -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
     echo "some stages failed; the others are done, and the table says which cells are missing" >&2
 python -m guardrail.study.tabulate "$CONFIG" --outputs "$OUTPUTS"
