@@ -133,8 +133,25 @@ def bootstrap_mean(
     if not len(values):
         raise ValueError("bootstrap_mean needs at least one value")
     sums, counts = cluster_means(values, range(len(values)) if clusters is None else clusters)
-    K = len(sums)
-    mean = float(sums.sum() / counts.sum())
+    return bootstrap_ratio(sums, counts, confidence, n_resamples, seed)
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    confidence: float = CONFIDENCE,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """``sum(numerators) / sum(denominators)`` over K units that are drawn together: a loss per token, say.
+
+    The interval is ``bootstrap_mean``'s, which is this with counts as denominators.
+    """
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    K = len(above)
+    if not K or len(below) != K:
+        raise ValueError(f"bootstrap_ratio needs two equally long, non-empty sequences, got {K} and {len(below)}")
+    mean = float(above.sum() / below.sum())
     if K == 1:
         return Estimate(mean, mean, mean, confidence)
     rng = np.random.default_rng(seed)
@@ -142,7 +159,7 @@ def bootstrap_mean(
     step = max(1, 4_000_000 // K)
     for start in range(0, n_resamples, step):
         draw = rng.integers(0, K, (min(step, n_resamples - start), K))
-        means[start : start + len(draw)] = sums[draw].sum(1) / counts[draw].sum(1)
+        means[start : start + len(draw)] = above[draw].sum(1) / below[draw].sum(1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     widen = math.sqrt(K / (K - 1))
@@ -192,12 +209,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimum_detectable_difference(
     n: int, discordant_fraction: float | None = None, rate: float | None = None, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Smallest true difference of two rates (fraction) found with ``power`` at two-sided level ``alpha``.
+    """Smallest true difference of two rates (fraction) found with ``power`` at two-sided level ``alpha``; at most 1.
 
-    Paired rows: give ``discordant_fraction``, the share of rows on which the two arms differ; the variance of a
-    difference in {-1, 0, 1} is d - delta^2 (normal approximation of McNemar's test, Connor 1987). Two independent
-    groups of ``n``: give the common ``rate``. The answer solves z_alpha sd0 + z_power sd1 = delta sqrt(n).
-    A paired difference cannot exceed the discordant fraction: the result is then capped there... and 1.
+    Two independent groups of ``n``: give the common ``rate``; (z_alpha + z_power) sqrt(2 r (1 - r) / n).
+    Paired rows: give ``discordant_fraction``, the share d of rows on which the two arms differ; the variance of a
+    difference in {-1, 0, 1} is d - x^2, and x solves z_alpha sqrt(d) + z_power sqrt(d - x^2) = x sqrt(n) (normal
+    approximation of McNemar's test, Connor 1987). A difference x needs d >= x, so d is raised to x where it is less,
+    and never below the smallest significant outcome of the exact sign test (6 rows at 5%).
     """
     if n < 1 or (discordant_fraction is None) == (rate is None):
         raise ValueError("give n >= 1 and exactly one of discordant_fraction and rate")
@@ -205,11 +223,19 @@ def minimum_detectable_difference(
     if rate is not None:
         return min(1.0, (z_alpha + z_power) * math.sqrt(2 * rate * (1 - rate) / n))
     assert discordant_fraction is not None
-    d = discordant_fraction
-    # z_alpha sqrt(d) + z_power sqrt(d - x^2) = x sqrt(n): squared, a quadratic in x
-    a, b, c = n + z_power**2, -2 * z_alpha * math.sqrt(d * n), d * (z_alpha**2 - z_power**2)
-    x = (-b + math.sqrt(max(0.0, b * b - 4 * a * c))) / (2 * a)
-    return min(1.0, x)
+
+    def surplus(x: float) -> float:
+        d = max(discordant_fraction, x)
+        return x * math.sqrt(n) - z_alpha * math.sqrt(d) - z_power * math.sqrt(max(0.0, d - x * x))
+
+    if surplus(1.0) < 0:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if surplus(middle) >= 0 else (middle, high)
+    fewest_rows = math.ceil(1 - math.log2(alpha))  # 2 * 2^-m <= alpha
+    return min(1.0, max(high, fewest_rows / n))
 
 
 def best_of_k(n_harmful: int, n_samples: int, k: int) -> float:

@@ -18,7 +18,6 @@ from guardrail.models import load_causal_lm
 from guardrail.progress import progress
 from guardrail.prompts import SupervisedExample, encode_supervised
 from guardrail.rows import Row
-from guardrail.utility.scoring import bootstrap_interval
 
 BATCH_TOKENS = 8192
 
@@ -120,6 +119,8 @@ def summarise_losses(losses: list[RowLoss], seed: int = 0) -> dict[str, Any]:
     ``loss_nats_per_token`` weighs tokens alike (what a trainer logs over large batches), ``..._per_row`` rows.
     Raises ``UserError`` when no row kept an answer token, or a loss is not finite.
     """
+    from guardrail.statistics import bootstrap_ratio
+
     scored = [loss for loss in losses if loss.n_tokens]
     if not scored:
         raise UserError("no held-out row has an answer within the model's context; give shorter rows")
@@ -127,10 +128,11 @@ def summarise_losses(losses: list[RowLoss], seed: int = 0) -> dict[str, Any]:
     if bad:
         raise UserError(f"the loss of {len(bad)} held-out rows is not finite (first: {bad[0]!r}); is the model intact?")
     sums, tokens = [loss.nll_nats for loss in scored], [loss.n_tokens for loss in scored]
-    mean = sum(sums) / sum(tokens)
+    estimate = bootstrap_ratio(sums, tokens, seed=seed)
+    mean = estimate.value
     return {
         "loss_nats_per_token": mean,
-        "loss_ci95_nats_per_token": list(bootstrap_interval(sums, tokens, seed)),
+        "loss_ci95_nats_per_token": [estimate.low, estimate.high],
         "loss_nats_per_token_mean_of_rows": sum(s / t for s, t in zip(sums, tokens, strict=True)) / len(scored),
         "perplexity": math.exp(min(mean, 700.0)),
         "n": len(scored),

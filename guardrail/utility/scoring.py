@@ -26,8 +26,6 @@ HEADLINE = {
     "exact_match": "exact_match_percent",
     "gsm8k": "gsm8k_accuracy_percent",
 }
-BOOTSTRAP_DRAWS = 2000
-CONFIDENCE = 0.95
 # '#### 1,234', '####12', '#### $5.50', '#### -3 apples'; a sentence's full stop is no part of the number
 MARKED_NUMBER = re.compile(r"####\s*\$?\s*(-?)\s*\$?\s*(\d[\d,]*(?:\.\d+)?|\.\d+)")
 
@@ -94,40 +92,12 @@ def score_rows(evaluator: str, pairs: Sequence[tuple[str, str]]) -> list[dict[st
     return [SCORERS[evaluator](completion, reference) for completion, reference in pairs]
 
 
-def bootstrap_interval(
-    values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (95%) of the mean of ``values``, or of ``sum(values) / sum(weights)``.
+def percent(ids: Sequence[str], values: Sequence[float], seed: int = 0) -> tuple[float, list[float]]:
+    """Mean of ``values`` (fractions) in percent and its 95% bootstrap interval; all samples of an id stay together."""
+    from guardrail.statistics import bootstrap_mean
 
-    The unit that is drawn is a row (a prompt): give means over samples where a prompt has several.
-    """
-    import numpy
-
-    array = numpy.asarray(values, dtype=numpy.float64)
-    below = numpy.ones_like(array) if weights is None else numpy.asarray(weights, dtype=numpy.float64)
-    generator = numpy.random.default_rng(seed)
-    means = numpy.empty(draws)
-    for draw in range(draws):  # one draw at a time: memory stays O(N)
-        picked = generator.integers(0, len(array), len(array))
-        means[draw] = array[picked].sum() / below[picked].sum()
-    tail = (1 - CONFIDENCE) / 2
-    low, high = numpy.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def mean_by_row(ids: Sequence[str], values: Sequence[float]) -> list[float]:
-    """Means over the samples of each row id, in order of first appearance."""
-    groups: dict[str, list[float]] = {}
-    for row_id, value in zip(ids, values, strict=True):
-        groups.setdefault(row_id, []).append(value)
-    return [sum(group) / len(group) for group in groups.values()]
-
-
-def percent(ids: Sequence[str], values: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """``value`` (mean over rows, in percent) with its 95% bootstrap interval over rows."""
-    rows = [100 * value for value in mean_by_row(ids, values)]
-    low, high = bootstrap_interval(rows, seed=seed)
-    return {"value": sum(rows) / len(rows), "ci95": [low, high]}
+    estimate = bootstrap_mean([100 * value for value in values], ids, seed=seed)
+    return estimate.value, [max(0.0, estimate.low), min(100.0, estimate.high)]
 
 
 def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Any]:
@@ -141,14 +111,10 @@ def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, flo
     out: dict[str, Any] = {"n": len(set(ids)), "n_completions": len(scores)}
     if evaluator == "rouge_1":
         for key in ("precision", "recall", "f1"):
-            mean = percent(ids, column(key), seed)
-            out[f"rouge_1_{key}_percent"] = mean["value"]
-            out[f"rouge_1_{key}_ci95_percent"] = mean["ci95"]
+            out[f"rouge_1_{key}_percent"], out[f"rouge_1_{key}_ci95_percent"] = percent(ids, column(key), seed)
     else:
-        mean = percent(ids, column("match"), seed)
         name = HEADLINE[evaluator]
-        out[name] = mean["value"]
-        out[name.replace("_percent", "_ci95_percent")] = mean["ci95"]
+        out[name], out[name.replace("_percent", "_ci95_percent")] = percent(ids, column("match"), seed)
     if evaluator == "gsm8k":
         failures = sum(1 for score in scores if not score["parsed"])
         out["parse_failures"] = failures

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from decimal import Decimal
 
 import pytest
 
 from guardrail.errors import UserError
+from guardrail.statistics import bootstrap_mean, bootstrap_ratio
 from guardrail.utility import scoring
 
 
@@ -98,27 +98,21 @@ def test_gsm8k_shared_references_parse_whole(shared_data):
     assert all(scoring.gsm8k(response(row), response(row))["match"] == 1.0 for row in rows)
 
 
-def test_bootstrap_interval_agrees_with_the_normal_one_for_a_mean():
-    rng = random.Random(1)
-    values = [rng.gauss(10, 2) for _ in range(400)]
-    mean = sum(values) / len(values)
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    low, high = scoring.bootstrap_interval(values)
-    half = 1.96 * sd / math.sqrt(len(values))
-    assert low == pytest.approx(mean - half, abs=0.1 * half) and high == pytest.approx(mean + half, abs=0.1 * half)
-
-
-def test_bootstrap_interval_of_a_ratio_weighs_by_the_denominator():
+def test_bootstrap_ratio_weighs_by_the_denominator():
     # losses exactly 2 per token whatever the length: the ratio is 2 in every draw
     lengths = [1.0, 5.0, 20.0]
-    assert scoring.bootstrap_interval([2 * n for n in lengths], lengths) == pytest.approx((2.0, 2.0))
+    estimate = bootstrap_ratio([2 * n for n in lengths], lengths)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((2.0, 2.0, 2.0))
+    # and with lengths all 1 it is the mean with its interval
+    values = [1.0, 4.0, 4.0, 9.0]
+    assert bootstrap_ratio(values, [1.0] * 4, seed=3) == bootstrap_mean(values, seed=3)
 
 
 def test_samples_of_one_prompt_are_one_unit():
-    # 10 samples of each of two prompts: the interval must span 0..100 as for two rows, not shrink as for twenty
+    # ten samples of each of two prompts: the interval must span as for two rows, not shrink as for twenty
     ids = ["a"] * 10 + ["b"] * 10
-    mean = scoring.percent(ids, [0.0] * 10 + [1.0] * 10)
-    assert mean["value"] == 50.0 and mean["ci95"] == [0.0, 100.0]
+    mean, interval = scoring.percent(ids, [0.0] * 10 + [1.0] * 10)
+    assert mean == 50.0 and interval == [0.0, 100.0]
 
 
 def test_unknown_evaluator_gives_the_near_match():
