@@ -51,7 +51,10 @@ def draw_radar(series: dict[str, dict[str, float | None]], title: str, paths: Se
             label=name,
         )
     axes.set_xticks(angles, categories)
-    axes.tick_params(axis="x", pad=10)
+    axes.tick_params(axis="x", pad=6)
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):  # labels stand outside the circle
+        side = math.sin(angle)
+        label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axes.set_ylim(0, TOP_SCORE)
     axes.set_yticks(range(2, TOP_SCORE + 1, 2))
     axes.set_rlabel_position(180 / max(1, len(categories)))

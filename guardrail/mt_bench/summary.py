@@ -1,7 +1,8 @@
 """Scores of one model: overall, per turn, per category, with 95% bootstrap intervals over questions.
 
 Both judgements of a question are drawn together. Failed judgements are left out of every mean, counted, and shown
-beside it; a mean over nothing is null. The older align-anything measure counts a failure as 0, as it did there.
+beside it; a mean over nothing is null, and so is an interval over fewer than five questions. The older align-anything
+measure counts a failure as 0, as it did there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from guardrail.mt_bench.answers import ALIGN_ANYTHING, FASTCHAT
 
+MIN_QUESTIONS_FOR_INTERVAL = 5  # with fewer, the bootstrap's interval is mostly chance
 SCORE_NAME = {FASTCHAT: "score_1_to_10", ALIGN_ANYTHING: "align_anything_score_0_to_10"}
 
 
@@ -61,8 +63,10 @@ def _mean(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     valid = [row for row in rows if row["score"] is not None]
     out: dict[str, Any] = {"score": None, "ci95": None, "n": len(valid), "n_failed": len(rows) - len(valid)}
     if valid:
-        estimate = bootstrap_mean([r["score"] for r in valid], [r["question_id"] for r in valid], seed=seed)
-        out |= {"score": estimate.value, "ci95": [estimate.low, estimate.high]}
+        questions = [row["question_id"] for row in valid]
+        estimate = bootstrap_mean([row["score"] for row in valid], questions, seed=seed)
+        enough = len(set(questions)) >= MIN_QUESTIONS_FOR_INTERVAL
+        out |= {"score": estimate.value, "ci95": [estimate.low, estimate.high] if enough else None}
     return out
 
 
