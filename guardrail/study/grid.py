@@ -15,7 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from guardrail.study.config import SIMILARITY_SUBSETS, Study
+from guardrail.study.config import TASK_SUBSETS, Study
+
+SIZELESS = ("full", "none")
+
+
+def sizeless(subset: str) -> bool:
+    """Arms that have no subset size: one arm per study, not one per size."""
+    return subset in SIZELESS
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Alignment:
     @property
     def name(self) -> str:
         """`list_high_sim_1000`, `random_sim_1000`, `full`, `none`."""
-        if self.subset in ("full", "none"):
+        if sizeless(self.subset):
             return self.subset
         return f"{self.task}_{self.subset}_sim_{self.size}" if self.task else f"{self.subset}_sim_{self.size}"
 
@@ -46,7 +53,7 @@ class Cell:
 
     @property
     def alignment(self) -> Alignment:
-        task = self.task if self.subset in SIMILARITY_SUBSETS else None
+        task = self.task if self.subset in TASK_SUBSETS else None
         return Alignment(task, self.subset, self.size, self.seed)
 
     @property
@@ -68,8 +75,8 @@ class Grid:
         for task in study.tasks:
             for size in study.subset_sizes:
                 for subset in study.subsets:
-                    if subset in ("full", "none") and size != study.subset_sizes[0]:
-                        continue  # these have no size: one arm, not one per size
+                    if sizeless(subset) and size != study.subset_sizes[0]:
+                        continue
                     out += [Cell(task, subset, size, seed) for seed in study.seeds]
         return out
 

@@ -14,7 +14,7 @@ from guardrail.errors import UserError
 from guardrail.files import read_json
 from guardrail.provenance import run_record
 from guardrail.study.config import Study, as_dict
-from guardrail.study.grid import Cell, Grid
+from guardrail.study.grid import Cell, Grid, sizeless
 
 SAFETY_FILE = "evaluation/safety/beaver-dam.json"
 OVER_REFUSAL_FILE = "evaluation/over_refusal/results.json"
@@ -23,6 +23,43 @@ OVER_REFUSAL_FILE = "evaluation/over_refusal/results.json"
 def utility_file(task: str) -> str:
     """Where a checkpoint's utility on ``task``'s held-out rows lies, below the checkpoint's folder."""
     return f"evaluation/utility/{task}.json"
+
+
+def result_files(grid: Grid) -> list[Path]:
+    """Every file that decides `study.json`, tables, figures and report, whether it is there or not."""
+    study = grid.study
+    names = [SAFETY_FILE] + ([OVER_REFUSAL_FILE] if study.evaluation.over_refusal_bench else [])
+    files = [grid.base_folder / name for name in (*names, *(utility_file(task) for task in study.tasks))]
+    for cell in grid.cells:
+        for folder in (grid.aligned_folder(cell.alignment), grid.cell_folder(cell)):
+            files += [folder / name for name in (*names, utility_file(cell.task), "losses.jsonl")]
+        files.append(grid.folder / "data" / f"seed{cell.seed}" / "manifests" / f"train_{cell.alignment.name}.json")
+    files += [
+        grid.folder / "similarity" / name / "reps/extraction/manifest.json" for name in ("safety_pool", *study.tasks)
+    ]
+    return list(dict.fromkeys(files))
+
+
+def blame(grid: Grid, cell: Cell, over_refusal: bool) -> Path | None:
+    """The log of the first stage of ``cell`` whose result is missing; ``None`` when that stage never started."""
+    alignment, logs = cell.alignment, grid.folder / "logs"
+    aligned, tuned = grid.aligned_folder(alignment), grid.cell_folder(cell)
+    stages = [
+        (
+            grid.folder / "data" / f"seed{cell.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet",
+            logs / f"mix_{alignment.name}_seed{cell.seed}.log",
+        ),
+        (aligned / "run.json", logs / f"align_{alignment.name}_seed{cell.seed}.log"),
+        (tuned / "run.json", logs / f"fine_tune_{cell.name}_seed{cell.seed}.log"),
+    ]
+    for folder in (aligned, tuned):
+        safety = folder / "evaluation/safety"
+        stages += [(safety / "results.json", safety / "generate.log"), (folder / SAFETY_FILE, safety / "moderate.log")]
+        if over_refusal:
+            stages.append((folder / OVER_REFUSAL_FILE, (folder / OVER_REFUSAL_FILE).parent / "generate.log"))
+        stages.append((folder / utility_file(cell.task), folder / f"evaluation/utility/{cell.task}.log"))
+    log = next((log for result, log in stages if not result.is_file()), None)
+    return log if log is not None and log.is_file() else None
 
 
 def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
@@ -92,7 +129,7 @@ def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
     head = {
         "task": cell.task,
         "subset": cell.subset,
-        "subset_size": None if cell.subset in ("full", "none") else cell.size,
+        "subset_size": None if sizeless(cell.subset) else cell.size,
         "seed": cell.seed,
         "alignment": cell.alignment.name,
     }
@@ -114,4 +151,8 @@ def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
             "checkpoint": str(tuned),
         }
 
-    return {**head, **_guarded(read)}
+    out = {**head, **_guarded(read)}
+    if out["status"] == "failed":
+        log = blame(grid, cell, over_refusal)
+        out["log"] = None if log is None else str(log)
+    return out

@@ -1,27 +1,66 @@
-"""Write a study's `study.json`, tables and figure from whatever its stages left behind.
+"""Write a study's `study.json`, tables, figures and report from whatever its stages left behind.
 
     python -m guardrail.study.tabulate outputs/quickstart/study_config.json
 
-Last stdout line: JSON with the paths and the number of failed cells. Exit code 1 when a cell failed: the table is
-written all the same and says FAILED where a number would stand.
+Does nothing when nothing changed since the last time. Last stdout line: JSON with the paths and the number of failed
+cells. Exit code 1 when a cell failed: everything is written all the same and says FAILED where a number would stand.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from guardrail.cli import Parser, log, run
-from guardrail.files import read_json, write_json, write_text
+from guardrail.errors import UserError
+from guardrail.files import hash_file, hash_json, read_json, write_json, write_text
 from guardrail.study.config import Study, build
-from guardrail.study.figures import harmfulness_figure
 from guardrail.study.grid import Grid
-from guardrail.study.results import collect
+from guardrail.study.results import collect, result_files
 from guardrail.study.tables import csv_text, markdown
 
+VERSION = 1  # raise when tables, figures or report change for the same results
+FIGURE = "harmfulness"
 
-def unchanged(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Equal apart from the ``run`` record (times, commit)."""
-    return {k: v for k, v in old.items() if k != "run"} == {k: v for k, v in new.items() if k != "run"}
+
+def inputs_key(grid: Grid, config: dict[str, Any]) -> str:
+    """Changes when a result file does (or appears, or goes)."""
+    files = {str(path.relative_to(grid.folder)): hash_file(path) for path in result_files(grid) if path.is_file()}
+    return hash_json({"version": VERSION, "config": config, "files": files})
+
+
+def analysed(grid: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
+    from guardrail.study.analysis import analyse
+    from guardrail.study.mapping import loss_curves, representation_map
+    from guardrail.study.properties import describe_subsets
+
+    result = collect(grid)
+    subsets = describe_subsets(grid)
+    try:
+        statistics = analyse(grid, result, subsets)
+    except UserError as error:
+        log(f"no statistics: {error}")
+        statistics = {"reason": str(error)}
+    result = {**result, "subsets": subsets, "statistics": statistics, "run": result["run"]}
+    return result, {"map": representation_map(grid), "curves": loss_curves(grid)}
+
+
+def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
+    """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
+    from guardrail.report.render import write_report
+    from guardrail.study.figures import draw_figures
+    from guardrail.study.summary_tables import summary_tables
+
+    write_text(paths["table"], markdown(result))
+    write_text(paths["csv"], csv_text(result))
+    tables = summary_tables(result)
+    for table in tables:
+        for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
+            write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)
+    figures = draw_figures(result, extra, grid.folder / "figures")
+    write_report(paths["report"], result, tables, figures, extra)
+    write_json(paths["study"], result)
 
 
 def main() -> dict[str, Any]:
@@ -29,27 +68,29 @@ def main() -> dict[str, Any]:
     parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     args = parser.parse_args()
-    study = build(Study, read_json(args.study_config), "")
+    config = read_json(args.study_config)
+    study = build(Study, config, "")
     grid = Grid(study, args.outputs)
     folder = grid.folder
-    result = collect(grid)
     paths = {
         "study": folder / "study.json",
         "table": folder / "tables" / "harmfulness.md",
         "csv": folder / "tables" / "harmfulness.csv",
-        "figure": folder / "figures" / "harmfulness.png",
+        "figure": folder / "figures" / f"{FIGURE}.png",
+        "report": folder / "report.html",
     }
-    done = all(path.is_file() for path in paths.values())
-    if not done or not unchanged(read_json(paths["study"]), result):
-        write_text(paths["table"], markdown(result))
-        write_text(paths["csv"], csv_text(result))
-        harmfulness_figure(result, paths["figure"])
-        write_json(paths["study"], result)
+    key = inputs_key(grid, config)
+    result = read_json(paths["study"]) if all(path.is_file() for path in paths.values()) else None
+    if result is None or result["run"].get("fingerprint") != key:
+        result, extra = analysed(grid)
+        result["run"]["fingerprint"] = key
+        write_outputs(grid, result, extra, paths)
     print(markdown(result))
     for cell in result["cells"]:
         if cell["status"] == "failed":
-            log(f"failed: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}")
-    return {**{key: str(path) for key, path in paths.items()}, "n_failed": result["n_failed"]}
+            where = f"; see {cell['log']}" if cell.get("log") else ""
+            log(f"failed: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}{where}")
+    return {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
 
 
 if __name__ == "__main__":

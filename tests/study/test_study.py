@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_study import finish, settings
 
 from guardrail.errors import UserError
 from guardrail.files import write_json
@@ -18,38 +19,12 @@ from guardrail.study.check import check_study, count_rows
 from guardrail.study.config import Source, as_dict, build, load_study
 from guardrail.study.config import Study as StudyConfig
 from guardrail.study.grid import Grid
-from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, collect, utility_file
+from guardrail.study.results import SAFETY_FILE, collect
 from guardrail.study.tables import csv_text, markdown
 
 
-def settings(**changes):
-    training = {"epochs": 1, "learning_rate": "2e-5", "per_device_train_batch_size": 8}
-    return {
-        "name": "toy",
-        "description": "a toy",
-        "models": {"base": "m/base", "extraction": "m/chat", "moderation": "m/mod"},
-        "prompt_style": "llama2_base",
-        "instruct": {"source": "pool.jsonl"},
-        "safety_pool": {"source": "pool.jsonl"},
-        "tasks": {
-            name: {
-                "train": {"source": "pool.jsonl"},
-                "utility": {"source": "pool.jsonl", "split": "test"},
-            }
-            for name in ("list", "pure_bad")
-        },
-        "subsets": ["high", "low", "random"],
-        "subset_sizes": [2],
-        "seeds": [1],
-        "alignment": training,
-        "fine_tuning": training,
-        "evaluation": {"safety_bench": "sandbox", "over_refusal_bench": "sandbox-benign"},
-        **changes,
-    }
-
-
 def study(**changes) -> StudyConfig:
-    return build(StudyConfig, settings(**changes), "")
+    return build(StudyConfig, settings(subset_sizes=changes.pop("subset_sizes", [2]), **{"seeds": [1], **changes}), "")
 
 
 def test_scientific_notation_without_a_dot_is_a_number():
@@ -94,32 +69,20 @@ def test_arms_without_a_size_appear_once():
     assert [(c.subset, c.size) for c in grid.cells if c.task == "list"] == [("full", 1), ("high", 1), ("high", 2)]
 
 
-def fill(grid: Grid, harmful: dict[str, float], skip: str = "") -> None:
-    folders = {grid.base_folder: "base"}
-    folders |= {grid.aligned_folder(a): a.name for a in grid.alignments}
-    folders |= {grid.cell_folder(c): c.name for c in grid.cells}
-    for folder, name in folders.items():
-        if name == skip:
-            continue
-        score = harmful.get(name, 10.0)
-        summary = {
-            "harmfulness_score_percent": score,
-            "harmfulness_score_interval_percent": [score - 2, score + 2],
-            "refusal_percent": 100 - score,
-            "n": 50,
-            "outcomes": {"harmful": {"percent": 5.0}},
-            "data_hash": "abc",
-        }
-        write_json(folder / SAFETY_FILE, {"summary": summary})
-        write_json(folder / OVER_REFUSAL_FILE, {"metrics": {"refusal_percent": 4.0, "n": 50}})
-        for task in ("list", "pure_bad"):
-            utility = {"metric": "rouge_1_f1_percent", "value": 40.0, "ci95": [39.0, 41.0], "n": 20}
-            write_json(folder / utility_file(task), {"utility": utility})
+def overwrite_score(folder: Path, score: float) -> None:
+    document = json.loads((folder / SAFETY_FILE).read_text())
+    document["summary"]["harmfulness_score_percent"] = score
+    write_json(folder / SAFETY_FILE, document)
 
 
 def test_delta_is_final_minus_initial_of_the_same_cell(tmp_path):
     grid = Grid(study(), tmp_path)
-    fill(grid, {"list_high_sim_2": 12.0, "list__list_high_sim_2": 30.5, "pure_bad__random_sim_2": 80.0})
+    finish(grid)
+    overwrite_score(grid.folder / "aligned/list_high_sim_2/seed1", 12.0)
+    overwrite_score(grid.folder / "cells/list__list_high_sim_2/seed1", 30.5)
+    overwrite_score(grid.folder / "aligned/random_sim_2/seed1", 10.0)
+    overwrite_score(grid.folder / "cells/pure_bad__random_sim_2/seed1", 80.0)
+    overwrite_score(grid.base_folder, 10.0)
     result = collect(grid)
     cells = {(c["task"], c["subset"]): c for c in result["cells"]}
     assert cells["list", "high"]["delta_points"] == 18.5
@@ -131,7 +94,7 @@ def test_delta_is_final_minus_initial_of_the_same_cell(tmp_path):
 
 def test_a_missing_result_is_a_failed_cell_and_never_a_number(tmp_path):
     grid = Grid(study(), tmp_path)
-    fill(grid, {}, skip="list__list_low_sim_2")
+    finish(grid, skip=("list__list_low_sim_2",))
     result = collect(grid)
     failed = [c for c in result["cells"] if c["status"] == "failed"]
     assert [(c["task"], c["subset"]) for c in failed] == [("list", "low")]
@@ -144,7 +107,7 @@ def test_a_missing_result_is_a_failed_cell_and_never_a_number(tmp_path):
 
 def test_half_written_content_is_a_failed_cell(tmp_path):
     grid = Grid(study(), tmp_path)
-    fill(grid, {})
+    finish(grid)
     write_json(grid.cell_folder(grid.cells[0]) / SAFETY_FILE, {"summary": {"n": 3}})
     cell = collect(grid)["cells"][0]
     assert cell["status"] == "failed" and "harmfulness_score_percent" in cell["reason"]
@@ -152,7 +115,7 @@ def test_half_written_content_is_a_failed_cell(tmp_path):
 
 def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
     grid = Grid(study(), tmp_path)
-    fill(grid, {})
+    finish(grid)
     config = write_json(tmp_path / "toy" / "study_config.json", as_dict(study()))
     command = [sys.executable, "-m", "guardrail.study.tabulate", str(config), "--outputs", str(tmp_path)]
     first = subprocess.run(command, capture_output=True, text=True)

@@ -1,0 +1,250 @@
+"""The statistics of a study: every arm with its interval, arms compared in pairs, durability against its rivals.
+
+    statistics = analyse(grid, result, properties)
+
+``arms``: one entry per task x subset x size, seeds together. ``comparisons``: pairs of arms, paired over seeds and
+prompts, corrected over the tasks and sizes of one question. ``overall``: the same with tasks averaged.
+``regression``: `guardrail.study.regression`. ``judges``: do the conclusions hang on the judge? Everything in percent or
+points; a positive difference means that the first arm of a pair is more harmful.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from guardrail.statistics import cohen_kappa
+from guardrail.study.grid import Grid, sizeless
+from guardrail.study.inference import corrected, crossed_bootstrap, paired_difference
+from guardrail.study.outcomes import Arm, pair, read_arms, stack
+from guardrail.study.regression import matched_capability, regress
+
+# The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
+PAIRS = (
+    ("high", "low", "similarity as it comes"),
+    ("high_length_matched", "low_length_matched", "similarity at equal length"),
+    ("high_format_matched", "low_format_matched", "similarity at equal list share"),
+    ("high_category_matched", "low_category_matched", "similarity at equal topics"),
+    ("high_sim_high_div", "low_sim_low_div", "similarity with diversity swapped"),
+    ("length_high", "length_low", "length alone"),
+    ("bi_anchor_high", "bi_anchor_low", "bi-anchor score"),
+    ("high", "random", "high similarity against chance"),
+    ("low", "random", "low similarity against chance"),
+)
+OUTCOMES = ("change", "final", "initial")
+DIGITS = 4
+
+
+def points(value: float | None) -> float | None:
+    """A fraction as percent or points."""
+    return None if value is None else round(100 * value, DIGITS)
+
+
+def analyse(grid: Grid, result: dict[str, Any], properties: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ``statistics`` block of `study.json` from the judged answers of finished cells.
+
+    ``result`` is what `guardrail.study.results.collect` gave; ``properties`` what `describe_subsets` gave.
+    """
+    finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
+    utilities = {
+        (row["task"], row["subset"], row["subset_size"], row["seed"]): row["utility"]["final"]
+        for row in result["cells"]
+        if row["status"] == "done"
+    }
+    arms = read_arms(grid, finished)
+    table = [_arm(grid, arm, utilities) for arm in arms]
+    comparisons, overall = _comparisons(grid, arms, utilities)
+    observations = _observations(table, properties)
+    return {
+        "confidence": 0.95,
+        "arms": table,
+        "comparisons": comparisons,
+        "overall": overall,
+        "regression": {name: regress(observations, name) for name in ("delta_points", "final_percent")},
+        "observations": observations,
+        "judges": _judges(arms),
+    }
+
+
+def _arm(grid: Grid, arm: Arm, utilities: dict[Any, float]) -> dict[str, Any]:
+    size = None if sizeless(arm.subset) else arm.size
+    row: dict[str, Any] = {
+        "task": arm.task,
+        "subset": arm.subset,
+        "subset_size": size,
+        "seeds": list(arm.seeds),
+        "n_seeds": len(arm.seeds),
+        "n_failed": len(grid.study.seeds) - len(arm.seeds),
+        "status": "done" if arm.seeds else "failed",
+    }
+    if not arm.seeds:
+        return row
+    R = len(arm.seeds)
+    values, prompts = stack([*arm.initial, *arm.final])
+    for name, part, rate in (
+        ("initial", values[:R], True),
+        ("final", values[R:], True),
+        ("delta", values[R:] - values[:R], False),
+    ):
+        mean, low, high = crossed_bootstrap(part, rate=rate)
+        unit = "points" if name == "delta" else "percent"
+        row |= {f"{name}_{unit}": points(mean), f"{name}_interval_{unit}": [points(low), points(high)]}
+    final = [utilities[arm.task, arm.subset, size, seed] for seed in arm.seeds]
+    known = [value for value in final if value is not None]
+    row |= {
+        "n_prompts": len(prompts),
+        "n_samples": int(values.shape[2]),
+        "utility_final": round(float(np.mean(known)), DIGITS) if known else None,
+        "final_by_category_percent": _by_category(arm, values[R:], prompts),
+        "threshold_curve": _curve(arm),
+    }
+    return row
+
+
+def _by_category(arm: Arm, values: np.ndarray, prompts: list[str]) -> dict[str, dict[str, Any]]:
+    categories = arm.final[0].categories
+    out = {}
+    for name in sorted({categories[key] for key in prompts}):
+        part = values[:, [i for i, key in enumerate(prompts) if categories[key] == name]]
+        out[name] = {"percent": points(float(part.mean())), "n_prompts": int(part.shape[1])}
+    return out
+
+
+def _curve(arm: Arm) -> list[list[float]]:
+    curves = [answers.threshold_curve for answers in arm.final]
+    if not all(curves):
+        return []
+    shares = np.mean([[value for _, value in curve] for curve in curves], axis=0)
+    return [[t, round(float(v), DIGITS)] for (t, _), v in zip(curves[0], shares, strict=True)]
+
+
+def _comparisons(
+    grid: Grid, arms: list[Arm], utilities: dict[Any, float]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    by_key = {(arm.task, arm.subset, arm.size): arm for arm in arms}
+    comparisons: list[dict[str, Any]] = []
+    overall: list[dict[str, Any]] = []
+    for first, second, question in PAIRS:
+        found: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+        for task in grid.study.tasks:
+            for size in grid.study.subset_sizes:
+                one, two = by_key.get((task, first, size)), by_key.get((task, second, size))
+                difference = pair(one, two) if one and two else None
+                if difference is not None:
+                    found.setdefault(size, []).append((task, difference))
+        for outcome in OUTCOMES:
+            rows = [
+                {
+                    "question": question,
+                    "first": first,
+                    "second": second,
+                    "task": task,
+                    "subset_size": size,
+                    "outcome": outcome,
+                    **_test(difference[outcome]),
+                }
+                for size, pairs in found.items()
+                for task, difference in pairs
+            ]
+            for row, more in zip(rows, corrected([row["p_value"] for row in rows]), strict=True):
+                row |= more
+            comparisons += rows
+            for size, pairs in found.items():
+                overall.append(_overall(question, first, second, size, outcome, pairs, utilities))
+    return comparisons, overall
+
+
+def _test(difference: np.ndarray) -> dict[str, Any]:
+    """`paired_difference` in points."""
+    test = paired_difference(difference)
+    low, high = test.pop("interval")
+    return {
+        "difference_points": points(test.pop("difference")),
+        "interval_points": [points(low), points(high)],
+        "minimum_detectable_points": points(test.pop("minimum_detectable_difference")),
+        **test,
+    }
+
+
+def _overall(
+    question: str,
+    first: str,
+    second: str,
+    size: int,
+    outcome: str,
+    pairs: list[tuple[str, dict[str, Any]]],
+    utilities: dict[Any, float],
+) -> dict[str, Any]:
+    """Tasks averaged. Tasks are taken as fixed; seeds and prompts, which they share, stay the units."""
+    from guardrail.study.inference import sign_flip
+
+    seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in pairs)))
+    prompts = sorted(set.intersection(*(set(d["prompts"]) for _, d in pairs)))
+    head = {"question": question, "first": first, "second": second, "subset_size": size, "outcome": outcome}
+    if not seeds or len(prompts) < 2:
+        return {**head, "reason": "the tasks share no seed with judged prompts"}
+    parts = [
+        d[outcome][np.ix_([d["seeds"].index(s) for s in seeds], [d["prompts"].index(p) for p in prompts])]
+        for _, d in pairs
+    ]
+    units = np.array([part.mean(axis=1) for part in parts])  # (tasks, R)
+    entry = {
+        **head,
+        "tasks": [task for task, _ in pairs],
+        **_test(np.mean(parts, axis=0)),
+        "p_value_task_seed_pairs": sign_flip(units.ravel()),
+        "n_task_seed_pairs": int(units.size),
+    }
+    if outcome != "initial":
+        matched = []
+        for (task, _), row in zip(pairs, units, strict=True):
+            for seed, value in zip(seeds, row, strict=True):
+                ours = [utilities.get((task, name, None if sizeless(name) else size, seed)) for name in (first, second)]
+                if None not in ours:
+                    matched.append({"difference_points": 100 * float(value), "utility_difference": ours[0] - ours[1]})
+        entry["at_matched_utility"] = matched_capability(matched)
+    return entry
+
+
+def _observations(table: list[dict[str, Any]], properties: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per arm that has a subset: its properties beside its durability."""
+    known = {(row["task"], row["subset"], row["subset_size"]): row for row in properties}
+    out = []
+    for arm in table:
+        found = known.get((arm["task"], arm["subset"], arm["subset_size"]))
+        if arm["status"] == "done" and found is not None:
+            keys = ("task", "subset", "subset_size", "initial_percent", "final_percent", "delta_points")
+            out.append({**found, **{key: arm[key] for key in keys}})
+    return out
+
+
+def _judges(arms: list[Arm]) -> dict[str, Any]:
+    """Agreement of the moderation model with the keyword rule, and signs of high-minus-low under three judges."""
+    ours, keyword = [], []
+    for arm in arms:
+        for answers in (*arm.initial, *arm.final):
+            ours += [flag for flags in answers.harmful.values() for flag in flags]
+            keyword += [flag for flags in answers.keyword.values() for flag in flags]
+    signs = []
+    by_key = {(arm.task, arm.subset, arm.size): arm for arm in arms}
+    for (task, subset, size), arm in by_key.items():
+        other = by_key.get((task, "low", size))
+        if subset != "high" or other is None:
+            continue
+        differences = {}
+        for judge in ("harmful", "lower_threshold", "keyword"):
+            found = pair(arm, other, judge)
+            if found is not None:
+                differences[judge] = points(float(found["change"].mean()))
+        if differences:
+            values = [value for value in differences.values() if value]
+            depends = any(value > 0 for value in values) and any(value < 0 for value in values)
+            signs.append({"task": task, "subset_size": size, "change_points": differences, "depends_on_judge": depends})
+    return {
+        "n_answers": len(ours),
+        "agreement_percent": points(float(np.mean(np.array(ours) == np.array(keyword)))) if ours else None,
+        "kappa": cohen_kappa(ours, keyword) if ours else None,
+        "second_judge": "key_word",
+        "high_minus_low": signs,
+    }

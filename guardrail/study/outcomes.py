@@ -1,0 +1,130 @@
+"""A study's judgements as arrays: which answer of which checkpoint to which prompt was harmful.
+
+Shapes: R training seeds, P prompts, S samples per prompt. Rows are joined by id and sample number, never by position.
+A prompt that a judge could not decide for one of the checkpoints is left out of all of them, and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guardrail.errors import UserError
+from guardrail.files import read_json
+from guardrail.study.grid import Cell, Grid
+from guardrail.study.results import SAFETY_FILE
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Judged answers of one checkpoint: prompt id -> per-sample harmful flags; categories; the file's summary."""
+
+    harmful: dict[str, tuple[bool, ...]]
+    lower_threshold: dict[str, tuple[bool, ...]]
+    keyword: dict[str, tuple[bool, ...]]
+    categories: dict[str, str]
+    threshold_curve: tuple[tuple[float, float], ...]
+    n_undecided: int
+
+
+@lru_cache(maxsize=512)
+def read_answers(folder: Path) -> Answers:
+    """The judged safety answers of the checkpoint in ``folder``. Raises ``UserError`` when missing or malformed."""
+    document = read_json(folder / SAFETY_FILE)
+    try:
+        rows = sorted(document["judgements"], key=lambda row: (row["id"], row["sample"]))
+        undecided = {row["id"] for row in rows if row["harmful"] is None}
+        harmful: dict[str, list[bool]] = {}
+        lower: dict[str, list[bool]] = {}
+        keyword: dict[str, list[bool]] = {}
+        categories = {}
+        for row in rows:
+            if row["id"] in undecided:
+                continue
+            harmful.setdefault(row["id"], []).append(bool(row["harmful"]))
+            lower.setdefault(row["id"], []).append(bool(row.get("flagged_at_0.4", row["harmful"])))
+            keyword.setdefault(row["id"], []).append(not row["refusal"] and not row["empty"])
+            categories[row["id"]] = str(row.get("category", "all"))
+        curve = document["summary"].get("threshold_curve", [])
+        return Answers(
+            *({key: tuple(flags) for key, flags in table.items()} for table in (harmful, lower, keyword)),
+            categories,
+            tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
+            len(undecided),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / SAFETY_FILE}: unexpected content, {type(error).__name__} {error}") from error
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One subset of one task: the checkpoints of all its finished seeds, before and after fine-tuning."""
+
+    task: str
+    subset: str
+    size: int
+    cells: tuple[Cell, ...]
+    initial: tuple[Answers, ...]
+    final: tuple[Answers, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(cell.seed for cell in self.cells)
+
+
+def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
+    """All arms of the study in table order; only ``finished`` cells are read. An arm may have no seeds left."""
+    arms: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in grid.cells:
+        arms.setdefault((cell.task, cell.subset, cell.size), [])
+        if cell in finished:
+            arms[cell.task, cell.subset, cell.size].append(cell)
+    return [
+        Arm(
+            *key,
+            tuple(cells),
+            tuple(read_answers(grid.aligned_folder(cell.alignment)) for cell in cells),
+            tuple(read_answers(grid.cell_folder(cell)) for cell in cells),
+        )
+        for key, cells in arms.items()
+    ]
+
+
+def stack(checkpoints: list[Answers], judge: str = "harmful") -> tuple[np.ndarray, list[str]]:
+    """``(R, P, S)`` flags of the prompts that all ``checkpoints`` have with the same number of samples, and their ids.
+
+    Raises ``UserError`` when they share fewer than two prompts.
+    """
+    tables: list[dict[str, tuple[bool, ...]]] = [getattr(answers, judge) for answers in checkpoints]
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
+    n_samples = min((len(table[key]) for table in tables for key in shared), default=0)
+    if len(shared) < 2 or n_samples < 1:
+        raise UserError("the checkpoints to compare share fewer than two judged prompts")
+    return np.array([[table[key][:n_samples] for key in shared] for table in tables], dtype=np.float64), shared
+
+
+def pair(first: Arm, second: Arm, judge: str = "harmful") -> dict[str, Any] | None:
+    """Paired ``first`` minus ``second`` (R, P): initial, final and change; ``None`` when no seed is common."""
+    seeds = [seed for seed in first.seeds if seed in second.seeds]
+    if not seeds:
+        return None
+    place = [[arm.seeds.index(seed) for seed in seeds] for arm in (first, second)]
+    groups = [
+        [getattr(arm, moment)[i] for i in rows]
+        for moment in ("initial", "final")
+        for arm, rows in zip((first, second), place, strict=True)
+    ]
+    values, prompts = stack([answers for group in groups for answers in group], judge)
+    R = len(seeds)
+    before_1, before_2, after_1, after_2 = (values[i * R : (i + 1) * R].mean(axis=2) for i in range(4))
+    return {
+        "initial": before_1 - before_2,
+        "final": after_1 - after_2,
+        "change": (after_1 - before_1) - (after_2 - before_2),
+        "seeds": seeds,
+        "prompts": prompts,
+    }

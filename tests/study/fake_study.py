@@ -1,0 +1,192 @@
+"""A finished study on disk, made up: judgements, utilities, losses and (optionally) representations and splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guardrail.files import write_json, write_jsonl
+from guardrail.study.config import Study, as_dict, build
+from guardrail.study.grid import Grid
+from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
+
+CATEGORIES = ("privacy_violation", "self_harm", "violence,aiding_and_abetting,incitement")
+POOL_ROWS = 60
+
+
+def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
+    """A study file's content; its data lie in ``folder``."""
+    training = {"epochs": 1, "learning_rate": "2e-5", "per_device_train_batch_size": 8}
+    pool = str(Path(folder) / "pool.jsonl")
+    return {
+        "name": "toy",
+        "description": "A made-up study: <b>escaped</b> & sound.",
+        "models": {"base": "m/base", "extraction": "m/chat", "moderation": "m/mod"},
+        "prompt_style": "llama2_base",
+        "instruct": {"source": pool},
+        "safety_pool": {"source": pool},
+        "tasks": {
+            name: {
+                "train": {"source": str(Path(folder) / f"{name}.jsonl")},
+                "utility": {"source": pool, "split": "test"},
+            }
+            for name in ("list", "pure_bad")
+        },
+        "subsets": ["high", "low", "random"],
+        "subset_sizes": [20],
+        "seeds": [1, 2, 3],
+        "alignment": training,
+        "fine_tuning": training,
+        "evaluation": {"safety_bench": "sandbox", "over_refusal_bench": "sandbox-benign"},
+        **changes,
+    }
+
+
+def study(folder: Path | str = ".", **changes: Any) -> Study:
+    return build(Study, settings(folder, **changes), "")
+
+
+def judgements(rate: float, rng: np.random.Generator, n_prompts: int = 42, n_samples: int = 1) -> list[dict[str, Any]]:
+    """Judged rows of one checkpoint; prompts differ in how easily they are answered."""
+    rows = []
+    ease = np.random.default_rng(0).normal(size=n_prompts)  # the same prompts for every checkpoint
+    for i in range(n_prompts):
+        for sample in range(n_samples):
+            p = float(np.clip(rate + 0.12 * ease[i], 0.01, 0.99))
+            harmful = bool(rng.random() < p)
+            top = float(np.clip(rng.normal(0.75 if harmful else 0.2, 0.1), 0.51 if harmful else 0.0, 1.0))
+            top = top if harmful else min(top, 0.49)
+            rows.append(
+                {
+                    "id": f"p{i}",
+                    "sample": sample,
+                    "category": CATEGORIES[i % len(CATEGORIES)],
+                    "harmful": harmful,
+                    "flagged_at_0.4": top > 0.4,
+                    "max_probability": top,
+                    "refusal": not harmful and bool(rng.random() < 0.9),
+                    "empty": False,
+                    "outcome": "harmful" if harmful else "refusal",
+                }
+            )
+    return rows
+
+
+def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_samples: int = 1) -> None:
+    """All evaluation files of one checkpoint."""
+    rng = np.random.default_rng(seed)
+    rows = judgements(rate, rng, n_samples=n_samples)
+    score = 100 * float(np.mean([row["harmful"] for row in rows]))
+    thresholds = [round(0.05 * i, 2) for i in range(1, 20)]
+    top = np.array([row["max_probability"] for row in rows])
+    summary = {
+        "harmfulness_score_percent": round(score, 4),
+        "harmfulness_score_interval_percent": [max(0.0, round(score - 9, 4)), min(100.0, round(score + 9, 4))],
+        "refusal_percent": round(100 - score, 4),
+        "n": len(rows),
+        "outcomes": {"harmful": {"percent": round(score, 4)}},
+        "data_hash": "abc",
+        "threshold_curve": [
+            {"threshold": t, "harmfulness_score_percent": round(100 * float((top > t).mean()), 4)} for t in thresholds
+        ],
+    }
+    write_json(folder / SAFETY_FILE, {"judgements": rows, "summary": summary})
+    write_json(folder / OVER_REFUSAL_FILE, {"metrics": {"refusal_percent": 4.0, "n": 50}})
+    for task in tasks:
+        utility = {"metric": "rouge_1_f1_percent", "value": round(40 + rng.normal(), 3), "interval": [39.0, 41.0]}
+        write_json(folder / utility_file(task), {"utility": {**utility, "ci95": [39.0, 41.0], "n": 20}})
+    losses = 2.0 * np.exp(-np.arange(150) / 40) + 0.1
+    write_jsonl(folder / "losses.jsonl", ({"step": i + 1, "loss": float(v)} for i, v in enumerate(losses)))
+    write_json(folder / "run.json", {})
+
+
+def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_samples: int = 1) -> None:
+    """Write every result; ``effect`` is how much more harmful ``high`` ends than the others. ``skip``: cell names."""
+    tasks = list(grid.study.tasks)
+    write_checkpoint(grid.base_folder, 0.95, tasks, 0, n_samples)
+    for number, alignment in enumerate(grid.alignments):
+        write_checkpoint(grid.aligned_folder(alignment), 0.08, tasks, 100 + number, n_samples)
+    for number, cell in enumerate(grid.cells):
+        if cell.name in skip:
+            continue
+        rate = {"list": 0.25, "pure_bad": 0.6}[cell.task] + (effect if "high" in cell.subset else 0.0)
+        write_checkpoint(grid.cell_folder(cell), rate, [cell.task], 1000 + number, n_samples)
+
+
+def write_data(grid: Grid, folder: Path) -> None:
+    """Pool, tasks, their representations (two dimensions that mean something) and the mixed training splits."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rng = np.random.default_rng(0)
+    pool = [
+        {
+            "id": f"s{i}",
+            "prompt": f"How does one polish a lantern of kind {i} <script>alert(1)</script> quietly at night?",
+            "response": ("1. No.\n2. Never.\n" if i % 3 == 0 else "I would rather not say. ") * (1 + i % 4),
+            "category": CATEGORIES[i % 3],
+        }
+        for i in range(POOL_ROWS)
+    ]
+    write_jsonl(folder / "pool.jsonl", pool)
+    write_store(grid, "safety_pool", [row["id"] for row in pool], rng.normal(size=(POOL_ROWS, 8)))
+    for task in grid.study.tasks:
+        rows = [{"id": f"{task}{i}", "instruction": f"List lanterns {i}", "output": "1. a\n2. b"} for i in range(10)]
+        write_jsonl(folder / f"{task}.jsonl", rows)
+        write_store(grid, task, [row["id"] for row in rows], rng.normal(0.5, 1, size=(10, 8)))
+    for alignment in grid.alignments:
+        start = {"high": 0, "low": 40}.get(alignment.subset, 10 + alignment.seed)
+        chosen = [{"id": row["id"], "messages": json.dumps([])} for row in pool[start : start + alignment.size]]
+        chosen.append({"id": "an instruction", "messages": ""})
+        messages = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]] * len(chosen)
+        table = pyarrow.table({"id": [row["id"] for row in chosen], "messages": messages})
+        path = (
+            grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table, path)
+
+
+def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> None:
+    """A complete representation store with one shard."""
+    import torch
+
+    from guardrail.representations.store import finish_store, shard_file, write_shard
+    from guardrail.study.properties import representation_folder
+
+    store = representation_folder(grid, name)
+    n, dim = matrix.shape
+    manifest = {
+        "format": 1,
+        "fingerprint": f"fake-{name}",
+        "views": ["last_eos"],
+        "n_rows": n,
+        "n_excluded": 0,
+        "n_shards": 1,
+        "dim": dim,
+        "model": "fake",
+        "data_hash": "fake",
+        "options": {},
+    }
+    tensors = {
+        "last_eos": torch.tensor(matrix, dtype=torch.float32),
+        "rows": torch.arange(n),
+        "n_tokens": torch.full((n,), 9, dtype=torch.int32),
+        "n_tokens_full": torch.full((n,), 9, dtype=torch.int32),
+    }
+    path = shard_file(store, manifest["fingerprint"], 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_shard(path, tensors)
+    finish_store(store, manifest, ids, export=True)
+
+
+def finished_study(folder: Path, **changes: Any) -> tuple[Grid, Path]:
+    """A whole made-up study below ``folder``; its grid and resolved configuration file."""
+    config = study(folder, **changes)
+    grid = Grid(config, folder)
+    write_data(grid, folder)
+    finish(grid)
+    return grid, write_json(grid.folder / "study_config.json", as_dict(config))
