@@ -58,7 +58,6 @@ if [[ -n "${HOSTFILE:-}" ]]; then
 fi
 
 MASTER_PORT="${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
-export MASTER_PORT
 ACCELERATE_WHERE+=("--main_process_port=$MASTER_PORT" --num_machines=1 --mixed_precision=no --dynamo_backend=no)
 
 if [[ -z "${WANDB_API_KEY:-}" ]]; then export WANDB_MODE="${WANDB_MODE:-offline}"; fi

@@ -17,6 +17,7 @@ SUBSETS="${SUBSETS:-}"          # replace the study's subsets, e.g. high,low
 
 STUDY="$(realpath -m -- "$STUDY")"
 source "$(dirname "$0")/setup.sh"
+unset MASTER_PORT # every job finds its own: jobs run side by side
 
 CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SIZE" ]] || CHECK+=(--sizes "$SIZE")
