@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=42, help="seed of random and of random projections")
     add("--view", help="layer and position of a store with several, e.g. layer16_eos")
     add("--diversity", type=boolean, default=True, help="diversity measures of every subset in selection.json")
+    add("--sweep", help="layers, positions or both with a comma: how much the subsets agree across a store's views")
     add("--save_folder", help="folder name under dataset_folder (default: selected_by_<anchors' folder>)")
     return parser
 
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             view=args.view,
             stack=args.stack_vector_tf,
             diversity=args.diversity,
+            sweep=tuple(dict.fromkeys(args.sweep.split(","))) if args.sweep else (),
         )
     )
 

@@ -12,11 +12,12 @@ import torch
 from guardrail import distributed
 from guardrail.cli import log
 from guardrail.errors import UserError
+from guardrail.files import write_json
 from guardrail.provenance import run_record
 from guardrail.representations.align import align_rows, check_comparable
 from guardrail.representations.read import Representations, read_representations
 from guardrail.rows import Row, load_rows
-from guardrail.selection import diversity, output, ranking, scoring
+from guardrail.selection import diversity, output, ranking, scoring, sweep
 from guardrail.selection.composition import describe_rows, length_chars, score_correlations
 from guardrail.selection.pipeline import SelectionConfig, subset_config
 from guardrail.selection.selectors import SELECTORS, Pool
@@ -33,6 +34,7 @@ def compute_subsets(
     stems: dict[str, str],
     prints: dict[str, str],
     inputs: dict[str, str],
+    sweep_print: str | None = None,
 ) -> None:
     """Score on all ranks; select and write on rank 0."""
     place = {row["id"]: number for number, row in enumerate(rows)}
@@ -43,6 +45,7 @@ def compute_subsets(
         anchors = read_representations(config.anchor_reps, config.view)
         notes += check_comparable(reps, anchors)
         pool_rows, n_without = align_rows(rows, reps, config.pool_data)
+        views = sweep.sweep_views(reps, anchors, config.sweep) if config.sweep else []
     keep = [i for i, row in enumerate(pool_rows) if place[row["id"]] not in repeated]
     matrix = None if reps is None else reps.matrix
     if len(keep) < len(pool_rows):
@@ -92,6 +95,9 @@ def compute_subsets(
             "run": run_record("select", subset_config(config, name), n=len(indices), seed=config.seed, inputs=inputs),
         }
     output.merge_selection(Path(config.folder), subsets, _shared(pool, config, rows, reps, anchors, notes, n_without))
+    if config.sweep:
+        assert reps is not None and anchors is not None
+        _sweep(pool, config, keep, reps, anchors, views, inputs, sweep_print)
     log(f"{config.folder}: " + ", ".join(f"{stem} ({entry['n']} rows)" for stem, entry in subsets.items()))
 
 
@@ -116,6 +122,33 @@ def _add_optional(pool: Pool, config: SelectionConfig, reps: Representations | N
         check_comparable(reps, safe)
         pool.bi_anchor_scores = scoring.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, pool.anchors)
         pool.bi_anchor_scores -= scoring.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, safe.matrix)
+
+
+def _sweep(
+    pool: Pool,
+    config: SelectionConfig,
+    keep: list[int],
+    reps: Representations,
+    anchors: Representations,
+    views: list[str],
+    inputs: dict[str, str],
+    sweep_print: str | None,
+) -> None:
+    """Select under every view and write the agreement; rank 0 only, one view in memory at a time."""
+
+    def choose(view: str) -> dict[str, Array]:
+        matrix = read_representations(reps.path, view).matrix
+        matrix = matrix[keep] if len(keep) < len(matrix) else matrix
+        others = read_representations(anchors.path, view).matrix
+        scores = scoring.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
+        under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)
+        return {name: SELECTORS[name].select(under, config.select_n) for name in config.swept_selectors}
+
+    result = sweep.run_sweep(views, config.swept_selectors, len(pool), choose)
+    folder = Path(config.folder)
+    sweep.draw_sweep(result, folder / "sweep.png")
+    run = run_record("select_sweep", {"sweep": list(config.sweep), "views": views}, n=len(pool), inputs=inputs)
+    write_json(folder / output.SWEEP, {**result, "figure": "sweep.png", "fingerprint": sweep_print, "run": run})
 
 
 def _describe_scores(pool: Pool, name: str, indices: Array) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MERGES = ("score", "mean", "union", "round_robin")
 DUPLICATES = ("keep", "drop")
+SWEEPS = ("layers", "positions")
 SELECTOR_NEEDS: dict[str, tuple[str, ...]] = {
     "high": ("scores",),
     "low": ("scores",),

@@ -21,6 +21,7 @@ from guardrail.files import atomic_path, hash_file, read_json, write_json, write
 from guardrail.rows import Row
 
 SELECTION = "selection.json"
+SWEEP = "sweep.json"
 Array = np.ndarray[Any, Any]
 
 
@@ -74,6 +75,12 @@ def is_current(folder: Path, stem: str, fingerprint: str) -> bool:
         return False
     paths = {key: folder / name for key, name in entry["files"].items()}
     return all(path.is_file() for path in paths.values()) and hash_files(paths) == entry["hashes"]
+
+
+def sweep_is_current(folder: Path, fingerprint: str | None) -> bool:
+    """No sweep is asked for, or the one of this fingerprint is there."""
+    path = folder / SWEEP
+    return fingerprint is None or (path.is_file() and read_json(path)["fingerprint"] == fingerprint)
 
 
 def merge_selection(folder: Path, subsets: dict[str, dict[str, Any]], shared: dict[str, Any]) -> Path:

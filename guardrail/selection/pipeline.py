@@ -17,7 +17,7 @@ from guardrail.representations.read import identify
 from guardrail.rows import Row, hash_rows, load_rows
 from guardrail.selection import output
 from guardrail.selection.composition import content_hash
-from guardrail.selection.names import DUPLICATES, MERGES, SELECTOR_NEEDS, file_stem
+from guardrail.selection.names import DUPLICATES, MERGES, SELECTOR_NEEDS, SWEEPS, file_stem
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,15 @@ class SelectionConfig:
     view: str | None = None
     stack: bool = False
     diversity: bool = True
+    sweep: tuple[str, ...] = ()
 
     @property
     def needs(self) -> set[str]:
         return {need for name in self.selectors for need in SELECTOR_NEEDS[name]}
+
+    @property
+    def swept_selectors(self) -> tuple[str, ...]:
+        return tuple(name for name in self.selectors if SELECTOR_NEEDS[name] == ("scores",))
 
 
 def check_config(config: SelectionConfig) -> None:
@@ -60,6 +65,11 @@ def check_config(config: SelectionConfig) -> None:
         raise UserError(f"--avg_n only concerns --merge score, not --merge {config.merge}; leave one of them out")
     if config.merge in ("union", "round_robin") and not {"high", "low"} & set(config.selectors):
         raise UserError(f"--merge {config.merge} only concerns the selectors high and low; leave it out")
+    for kind in config.sweep:
+        if kind not in SWEEPS:
+            raise unknown("--sweep", kind, SWEEPS)
+    if config.sweep and not config.swept_selectors:
+        raise UserError("--sweep compares selectors that use the representations, such as high and low; name one")
     by = ",".join(config.selectors)
     if (config.pool_reps is None) != (config.anchor_reps is None) and "scores" not in config.needs:
         raise UserError("--dataset_reps_dir and --anchoring_reps_dir go together; give both or neither")
@@ -90,14 +100,16 @@ def select(config: SelectionConfig) -> dict[str, Any]:
         inputs["anchors"] = hash_rows(load_rows(config.anchor_data, split=config.anchor_split))
     stems = {name: file_stem(name, n_pool if name == "full" else config.select_n) for name in config.selectors}
     prints = {name: fingerprint(subset_config(config, name), inputs) for name in config.selectors}
+    sweep_print = fingerprint({**asdict(config), "folder": None}, inputs) if config.sweep else None
     reused = all(output.is_current(folder, stems[name], prints[name]) for name in config.selectors)
+    reused = reused and output.sweep_is_current(folder, sweep_print)
     if reused:
         log(f"{folder} is up to date: {', '.join(stems.values())}")
     else:
         from guardrail.selection.compute import compute_subsets
 
         with distributed.process_group():
-            compute_subsets(config, rows, repeated, stems, prints, inputs)
+            compute_subsets(config, rows, repeated, stems, prints, inputs, sweep_print)
     subsets = output.read_selection(folder)["subsets"] if distributed.is_main() else {}
     return {
         "folder": str(folder),
@@ -105,6 +117,7 @@ def select(config: SelectionConfig) -> dict[str, Any]:
         "files": {name: str(folder / f"{stem}.jsonl") for name, stem in stems.items()},
         "n": {name: subsets[stem]["n"] for name, stem in stems.items() if stem in subsets},
         "mean_score": {name: subsets[stem]["scores"].get("mean") for name, stem in stems.items() if stem in subsets},
+        **({"sweep": str(folder / output.SWEEP)} if config.sweep else {}),
         "reused": reused,
     }
 
@@ -112,7 +125,16 @@ def select(config: SelectionConfig) -> dict[str, Any]:
 def subset_config(config: SelectionConfig, selector: str) -> dict[str, Any]:
     """The options that decide one subset: no output folder, no other selectors."""
     out = asdict(config)
-    for key in ("folder", "selectors", "pool_reps", "anchor_reps", "safe_anchor_reps", "pool_data", "anchor_data"):
+    for key in (
+        "folder",
+        "selectors",
+        "sweep",
+        "pool_reps",
+        "anchor_reps",
+        "safe_anchor_reps",
+        "pool_data",
+        "anchor_data",
+    ):
         del out[key]
     return {**out, "selector": selector}
 

@@ -1,4 +1,4 @@
-"""Options are checked against the model and each other before anything loads; none does nothing (PITFALLS R1, R9, R10)."""
+"""Options are checked against the model and each other before anything loads (PITFALLS R1, R9, R10)."""
 
 import json
 

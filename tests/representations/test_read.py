@@ -124,7 +124,7 @@ def test_rows_and_representations_must_belong_together(tmp_path, extract, rows):
     with pytest.raises(UserError, match="other data"):
         align_rows(changed, reps, "other.jsonl")
     torch.save(MATRIX, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="has 23 rows, .* has 6 representations"):
+    with pytest.raises(UserError, match=r"has 23 rows, .* has 6 representations"):
         align_rows(rows, read_representations(tmp_path / "a.pt"), "rows.jsonl")
 
 
