@@ -16,7 +16,8 @@ class UserError(Exception):
 def unknown(kind: str, value: object, available: Iterable[object]) -> UserError:
     """``unknown prompt style 'lama2'; did you mean 'llama2'? available: ...`` as an exception to raise."""
     names = [str(name) for name in available]
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=0.5)
+    hint = f" did you mean {by_lower[near[0]]!r}?" if near else ""
     shown = ", ".join(names) if names else "none"
     return UserError(f"unknown {kind} {str(value)!r};{hint} available: {shown}")
