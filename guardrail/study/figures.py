@@ -160,7 +160,7 @@ def _subset_legend(plt: Any, figure: Any, subsets: list[str]) -> None:
 def categories(plt: Any, arms: list[dict[str, Any]]) -> Any:
     """Harmfulness after fine-tuning per category and arm; the numbers stand in the cells."""
     names = sorted({name for arm in arms for name in arm["final_by_category_percent"]})
-    height, width = 1.6 + 0.27 * len(names), 3.4 + 0.46 * len(arms)
+    height, width = 2.6 + 0.27 * len(names), 3.4 + 0.46 * len(arms)
     figure, axis = plt.subplots(figsize=(width, height))
     values = [
         [arm["final_by_category_percent"].get(name, {}).get("percent", float("nan")) for arm in arms] for name in names
@@ -171,13 +171,13 @@ def categories(plt: Any, arms: list[dict[str, Any]]) -> Any:
             if value == value:
                 colour = "white" if value < 55 else "black"
                 axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    labels = [f"{arm['task']}: {arm_label(arm)}" for arm in arms]
+    labels = [f"{arm['task'].replace('_', ' ')}: {arm_label(arm)}" for arm in arms]
     axis.set_xticks(range(len(arms)), labels, rotation=55, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(len(names)), [name.replace("_", " ").replace(",", ", ") for name in names], fontsize=8)
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    figure.colorbar(image, ax=axis, label="flagged after fine-tuning (%)", pad=0.02)
+    figure.colorbar(image, ax=axis, label="flagged (%)", pad=0.02)
     figure.tight_layout()
     return figure
 

@@ -9,6 +9,11 @@ from guardrail.study.tabular import Column, Table
 OUTCOME_TITLES = {"change": "change", "final": "final", "initial": "before fine-tuning"}
 
 
+def plain(name: str) -> str:
+    """A subset's or property's name in words."""
+    return name.replace("_", " ")
+
+
 def summary_tables(result: dict[str, Any]) -> list[Table]:
     """All tables that the study's statistics allow; fewer when a part could not be computed."""
     statistics = result.get("statistics", {})
@@ -16,7 +21,7 @@ def summary_tables(result: dict[str, Any]) -> list[Table]:
     if statistics.get("arms"):
         tables.append(arms_table(result))
     if statistics.get("comparisons"):
-        tables.append(comparisons_table(statistics))
+        tables += [overall_table(statistics), comparisons_table(statistics)]
     if result.get("subsets"):
         tables.append(subsets_table(result["subsets"]))
     if statistics.get("regression"):
@@ -46,9 +51,9 @@ def arms_table(result: dict[str, Any]) -> Table:
             "n_prompts": base["n"],
         }
     for arm in result["statistics"]["arms"]:
-        row = dict(arm)
+        row = {**arm, "subset": plain(arm["subset"])}
         if arm["n_failed"] and arm["status"] == "done":
-            row["subset"] = f"{arm['subset']} ({arm['n_failed']} of {arm['n_failed'] + arm['n_seeds']} seeds failed)"
+            row["subset"] += f" ({arm['n_failed']} of {arm['n_failed'] + arm['n_seeds']} seeds failed)"
         rows.append(row)
     metrics = sorted({cell["utility"]["metric"] for cell in result["cells"] if cell["status"] == "done"})
     caption = (
@@ -58,34 +63,52 @@ def arms_table(result: dict[str, Any]) -> Table:
     return Table("arms", caption, columns, rows)
 
 
-def comparisons_table(statistics: dict[str, Any]) -> Table:
-    """High against low and the controls: tasks averaged first, then task by task."""
-    columns = (
-        Column("question", "question"),
-        Column("arms", "arms"),
-        Column("task", "task"),
-        Column("subset_size", "size", 0),
-        Column("outcome", "outcome"),
-        Column("difference_points", "difference (points)", 1, "interval_points", signed=True),
-        Column("p_value", "p", 3),
-        Column("p_value_holm", "p (Holm)", 3),
-        Column("p_value_bh", "q (BH)", 3),
-        Column("minimum_detectable_points", "detectable", 1),
-        Column("n_seeds", "seeds", 0),
-        Column("n_prompts", "prompts", 0),
-    )
-    rows = []
-    for entry in (*statistics["overall"], *statistics["comparisons"]):
-        if "difference_points" in entry:
-            task = entry.get("task", "all tasks")
-            arms = f"{entry['first']} − {entry['second']}"
-            rows.append({**entry, "task": task, "arms": arms, "outcome": OUTCOME_TITLES[entry["outcome"]]})
+COMPARISON = (
+    Column("question", "question"),
+    Column("arms", "arms"),
+    Column("subset_size", "size", 0),
+    Column("outcome", "outcome"),
+    Column("difference_points", "difference (points)", 1, "interval_points", signed=True),
+    Column("p_value", "p", 3),
+)
+COUNTS = (
+    Column("minimum_detectable_points", "detectable", 1),
+    Column("n_seeds", "seeds", 0),
+    Column("n_prompts", "prompts", 0),
+)
+
+
+def _comparison_rows(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **entry,
+            "arms": f"{plain(entry['first'])} − {plain(entry['second'])}",
+            "outcome": OUTCOME_TITLES[entry["outcome"]],
+        }
+        for entry in entries
+        if "difference_points" in entry
+    ]
+
+
+def overall_table(statistics: dict[str, Any]) -> Table:
+    """High against low and the controls, tasks averaged."""
     caption = (
-        "Paired differences over the same seeds and prompts, in points of harmfulness; positive: the first arm is more "
-        "harmful. p: two-sided; Holm and Benjamini-Hochberg over the tasks and sizes of one question and outcome; "
-        "detectable: true difference found with 80% power."
+        "Paired differences over the same seeds and prompts, tasks averaged, in points of harmfulness; positive: the "
+        "first arm is more harmful. p: two-sided, not corrected over questions; detectable: true difference found with "
+        "80% power; p (pairs): signs flipped per task and seed."
     )
-    return Table("comparisons", caption, columns, rows)
+    columns = (*COMPARISON, Column("p_value_task_seed_pairs", "p (pairs)", 3), *COUNTS)
+    return Table("overall", caption, columns, _comparison_rows(statistics["overall"]))
+
+
+def comparisons_table(statistics: dict[str, Any]) -> Table:
+    """The same task by task, corrected over tasks and sizes."""
+    corrected = (Column("p_value_holm", "p (Holm)", 3), Column("p_value_bh", "q (BH)", 3))
+    caption = (
+        "The same for each task; Holm and Benjamini-Hochberg over the tasks and sizes of one question and outcome."
+    )
+    columns = (Column("task", "task"), *COMPARISON, *corrected, *COUNTS)
+    return Table("comparisons", caption, columns, _comparison_rows(statistics["comparisons"]))
 
 
 def subsets_table(subsets: list[dict[str, Any]]) -> Table:
@@ -105,7 +128,7 @@ def subsets_table(subsets: list[dict[str, Any]]) -> Table:
         "Properties of the alignment subsets: mean largest cosine to the task's rows, diversity, response length, "
         "share of list-formatted responses, rows that repeat an earlier one."
     )
-    return Table("subsets", caption, columns, subsets)
+    return Table("subsets", caption, columns, [{**row, "subset": plain(row["subset"])} for row in subsets])
 
 
 def regression_table(regression: dict[str, Any]) -> Table:
@@ -120,12 +143,14 @@ def regression_table(regression: dict[str, Any]) -> Table:
         Column("inflation", "variance inflation", 1),
         Column("n", "subsets", 0),
     )
-    rows = []
+    rows, reasons = [], []
     for outcome, models in regression.items():
+        if "reason" in models["together"]:
+            reasons.append(models["together"]["reason"])
         joint = {row["predictor"]: row for row in models["together"].get("coefficients", [])}
         for row in models["alone"]:
             line = {"outcome": {"delta_points": "change", "final_percent": "final"}[outcome]}
-            line |= {"predictor": row["predictor"]}
+            line |= {"predictor": plain(row["predictor"])}
             if "reason" in row:
                 line["predictor"] += f" ({row['reason']})"
             else:
@@ -140,4 +165,6 @@ def regression_table(regression: dict[str, Any]) -> Table:
         "Harmfulness after fine-tuning and its change, regressed on standardised properties of the subsets with an "
         "intercept per task (HC3 intervals). Variance inflation above about 5: these subsets cannot tell rivals apart."
     )
+    if reasons:
+        caption += f" No model of all predictors together: {reasons[0]}."
     return Table("regression", caption, columns, rows)

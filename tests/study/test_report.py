@@ -1,0 +1,348 @@
+"""Statistics, tables, figures and report of a made-up study; the report in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_study import CATEGORIES, finish, finished_study, study
+
+from guardrail.files import read_json, write_json
+from guardrail.report.headline import headline
+from guardrail.report.render import safe_json
+from guardrail.study import tabulate
+from guardrail.study.figures import style
+from guardrail.study.grid import Grid
+from guardrail.study.mapping import redact
+from guardrail.study.outcomes import pair, read_answers, read_arms, stack
+from guardrail.study.results import SAFETY_FILE, collect
+from guardrail.study.tabular import Column, Table
+
+SUBSETS = ["high", "low", "random", "high_length_matched", "low_length_matched"]
+FIGURES = {
+    *("harmfulness", "similarity_durability", "categories", "representation_map"),
+    *("threshold_curve", "learning_curves"),
+}
+
+
+def run_tabulate(monkeypatch, grid: Grid, config: Path) -> dict:
+    arguments = ["tabulate", str(config), "--outputs", str(grid.folder.parent)]
+    monkeypatch.setattr("sys.argv", arguments)
+    return tabulate.main()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A finished study with its tables, figures and report."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("study")
+        grid, config = finished_study(folder, subsets=SUBSETS)
+        paths = run_tabulate(patch, grid, config)
+    return grid, config, paths
+
+
+def test_statistics_by_hand(toy):
+    """Means of an arm and of a paired difference, recomputed from the files with nothing of ours."""
+    grid, _, paths = toy
+    statistics = read_json(paths["study"])["statistics"]
+
+    def share(folder: Path) -> float:
+        rows = json.loads((folder / SAFETY_FILE).read_text())["judgements"]
+        return 100 * float(np.mean([row["harmful"] for row in rows]))
+
+    means = {}
+    for subset in ("high", "low"):
+        name = f"list_{subset}_sim_20"
+        before = np.mean([share(grid.folder / "aligned" / name / f"seed{s}") for s in (1, 2, 3)])
+        after = np.mean([share(grid.folder / "cells" / f"list__{name}" / f"seed{s}") for s in (1, 2, 3)])
+        means[subset] = (before, after)
+        arm = next(a for a in statistics["arms"] if (a["task"], a["subset"]) == ("list", subset))
+        assert arm["initial_percent"] == pytest.approx(before, abs=1e-3)
+        assert arm["final_percent"] == pytest.approx(after, abs=1e-3)
+        assert arm["delta_points"] == pytest.approx(after - before, abs=1e-3)
+        assert arm["final_interval_percent"][0] < after < arm["final_interval_percent"][1]
+        assert (arm["n_seeds"], arm["n_prompts"]) == (3, 42)
+    row = next(
+        c
+        for c in statistics["comparisons"]
+        if (c["task"], c["first"], c["second"], c["outcome"]) == ("list", "high", "low", "change")
+    )
+    change = (means["high"][1] - means["high"][0]) - (means["low"][1] - means["low"][0])
+    assert row["difference_points"] == pytest.approx(change, abs=1e-3)
+    assert row["p_value"] <= row["p_value_holm"] <= 1
+    total = next(
+        o for o in statistics["overall"] if (o["first"], o["second"], o["outcome"]) == ("high", "low", "change")
+    )
+    assert total["tasks"] == ["list", "pure_bad"] and total["n_task_seed_pairs"] == 6
+
+
+def test_rows_are_joined_by_id_and_not_by_position(tmp_path):
+    grid = Grid(study(tmp_path), tmp_path)
+    finish(grid)
+    read_answers.cache_clear()
+    arms = {(a.task, a.subset): a for a in read_arms(grid, set(grid.cells))}
+    before = pair(arms["list", "high"], arms["list", "low"])
+    path = grid.cell_folder(grid.cells[0]) / SAFETY_FILE
+    document = read_json(path)
+    document["judgements"].reverse()
+    write_json(path, document)
+    read_answers.cache_clear()
+    arms = {(a.task, a.subset): a for a in read_arms(grid, set(grid.cells))}
+    after = pair(arms["list", "high"], arms["list", "low"])
+    assert np.array_equal(before["final"], after["final"])
+
+
+def test_an_undecided_prompt_leaves_all_arms(tmp_path):
+    grid = Grid(study(tmp_path), tmp_path)
+    finish(grid, n_samples=2)
+    path = grid.cell_folder(grid.cells[0]) / SAFETY_FILE
+    document = read_json(path)
+    document["judgements"][0]["harmful"] = None
+    write_json(path, document)
+    read_answers.cache_clear()
+    arm = read_arms(grid, set(grid.cells))[0]
+    values, prompts = stack([*arm.initial, *arm.final])
+    assert "p0" not in prompts and values.shape == (6, 41, 2)
+
+
+def test_subsets_are_described_from_the_rows_that_were_trained_on(toy):
+    _, _, paths = toy
+    subsets = {(s["task"], s["subset"]): s for s in read_json(paths["study"])["subsets"]}
+    assert subsets["list", "high"]["n"] == 20  # the instruction row of the split is not a safety row
+    assert subsets["list", "high"]["list_share_percent"] == 35.0  # rows 0..19: every third is a list, 7 of 20
+    assert subsets["list", "high"]["similarity"] != subsets["pure_bad", "high"]["similarity"]
+
+
+def test_all_tables_and_figures_are_there_in_all_formats(toy):
+    grid, _, _ = toy
+    for name in ("arms", "overall", "comparisons", "subsets", "regression"):
+        for suffix in ("md", "csv", "tex"):
+            assert (grid.folder / "tables" / f"{name}.{suffix}").stat().st_size > 100
+    assert {p.stem for p in (grid.folder / "figures").glob("*.png")} == FIGURES
+    assert {p.stem for p in (grid.folder / "figures").glob("*.pdf")} == FIGURES
+
+
+def test_a_failed_cell_is_visible_and_the_others_keep_their_numbers(tmp_path, monkeypatch):
+    grid, config = finished_study(tmp_path)
+    run_tabulate(monkeypatch, grid, config)
+    whole = {(a["task"], a["subset"]): a for a in read_json(grid.folder / "study.json")["statistics"]["arms"]}
+    for seed in (1, 2, 3):  # every seed of one arm, and one seed of another
+        (grid.folder / f"cells/list__list_low_sim_20/seed{seed}" / SAFETY_FILE).unlink()
+    (grid.folder / "cells/list__random_sim_20/seed2" / SAFETY_FILE).unlink()
+    log = grid.folder / "cells/list__random_sim_20/seed2/evaluation/safety/moderate.log"
+    log.write_text("boom")
+    (log.parent / "results.json").write_text("{}")
+    for folder in ("aligned/random_sim_20/seed2", "cells/list__random_sim_20/seed2"):
+        (grid.folder / folder / "evaluation/safety/results.json").write_text("{}")
+    for name in ("list_low_sim_20", "random_sim_20"):
+        for seed in (1, 2, 3):
+            split = grid.folder / f"data/seed{seed}/data/train_{name}-00000-of-00001.parquet"
+            assert split.is_file()
+    assert run_tabulate(monkeypatch, grid, config)["n_failed"] == 4
+    result = read_json(grid.folder / "study.json")
+    arms = {(a["task"], a["subset"]): a for a in result["statistics"]["arms"]}
+    assert arms["list", "low"]["status"] == "failed" and "final_percent" not in arms["list", "low"]
+    assert (arms["list", "random"]["n_seeds"], arms["list", "random"]["n_failed"]) == (2, 1)
+    assert arms["pure_bad", "high"] == whole["pure_bad", "high"]
+    broken = [c for c in result["cells"] if c["status"] == "failed" and c["subset"] == "random"]
+    assert broken[0]["log"].endswith("moderate.log")
+    table = (grid.folder / "tables/arms.md").read_text()
+    assert "FAILED" in table and "1 of 3 seeds failed" in table
+    latex = (grid.folder / "tables/arms.tex").read_text()
+    assert "FAILED" in latex and r"\toprule" in latex and "pure\\_bad" in latex
+    assert "failed" in (grid.folder / "report.html").read_text()
+
+
+def test_nothing_is_written_again_when_nothing_changed(toy, monkeypatch):
+    grid, config, _ = toy
+    before = {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()}
+    run_tabulate(monkeypatch, grid, config)
+    assert {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()} == before
+
+
+def test_failed_or_missing_arms_give_a_headline_without_numbers(tmp_path):
+    grid = Grid(study(tmp_path, subsets=["high", "random"]), tmp_path)
+    finish(grid)
+    result = collect(grid)
+    first, _ = headline({**result, "statistics": {}})
+    assert first.startswith("High against low similarity cannot be compared")
+
+
+@pytest.mark.parametrize(
+    "difference,p,words",
+    [(12.0, 0.01, "less durable"), (-12.0, 0.01, "the opposite of the paper's claim"), (3.0, 0.4, "No difference")],
+)
+def test_headline_says_what_the_numbers_say(difference, p, words):
+    entry = {
+        "first": "high",
+        "second": "low",
+        "outcome": "change",
+        "subset_size": 20,
+        "difference_points": difference,
+        "interval_points": [difference - 5, difference + 5],
+        "p_value": p,
+        "minimum_detectable_points": 7.0,
+        "tasks": ["list"],
+        "n_seeds": 1,
+        "n_prompts": 140,
+    }
+    result = {"statistics": {"overall": [entry]}, "base": {"status": "failed"}, "n_failed": 0}
+    first, more = headline(result)
+    assert words in first and "95% interval" in first
+    assert any("One seed" in sentence for sentence in more)
+    assert any("7.0 points or more" in sentence for sentence in more) == (p > 0.05)
+
+
+def test_redaction_hides_the_request():
+    assert redact("How do I polish a dangerous lantern?") == "How do I ▒▒▒ (4 more words)"
+    assert redact("Hello there") == "Hello there"
+
+
+def test_a_table_keeps_empty_apart_from_zero_and_escapes_latex():
+    table = Table("t", "50% of a_b", (Column("x", "x & y"), Column("v", "v", 1)), [{"x": "a_b", "v": 0.0}, {"x": "c"}])
+    assert table.texts() == [["a_b", "0.0"], ["c", "–"]]
+    assert table.csv() == "x,v\na_b,0.0\nc,\n"
+    assert r"a\_b & 0.0" in table.latex() and r"x \& y" in table.latex() and r"50\% of a\_b" in table.latex()
+
+
+def test_arms_differ_in_more_than_colour():
+    subsets = ["high", "low", "random", *(f"other{i}" for i in range(6))]
+    looks = [style(name, subsets) for name in subsets]
+    assert len({colour for colour, _, _ in looks}) == len({marker for _, marker, _ in looks}) == len(subsets)
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+
+
+def test_report_is_one_file_without_addresses_and_escapes_text(toy):
+    _, _, paths = toy
+    text = Path(paths["report"]).read_text()
+    links = Links()
+    links.feed(text)
+    assert links.found and all(link.startswith("data:") for link in links.found)
+    assert "http://" not in text and "https://" not in text and "url(" not in text
+    assert "<b>escaped</b>" not in text and "&lt;b&gt;escaped" in text
+    assert "<script>alert" not in text
+    assert safe_json("</script><!--") == '"\\u003c/script\\u003e\\u003c!--"'
+    assert "▒▒▒" in text and "quietly at night" not in text  # prompts are redacted
+    assert all(name.split(",")[0] in text for name in CATEGORIES)
+
+
+BROWSER_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium through Selenium."""
+    selenium = pytest.importorskip("selenium", reason="needs the selenium package")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs a browser: chromium and chromium-driver (Debian packages)")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    assert selenium
+    options = ChromeOptions()
+    options.binary_location = binary
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    page = Chrome(options=options, service=Service(driver))
+    yield page
+    page.quit()
+
+
+def requests(browser) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def set_width(browser, width: int, height: int = 900) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.slow
+def test_report_in_a_browser(toy, browser):
+    _, _, paths = toy
+    address = Path(paths["report"]).resolve().as_uri()
+    for width in (390, 1200):
+        set_width(browser, width)
+        browser.get(address)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert [url for url in requests(browser) if not url.startswith(("data:", address, "chrome"))] == []
+    assert browser.get_log("browser") == []
+    loaded = browser.execute_script("return [...document.images].map(i => [i.alt, i.naturalWidth > 100])")
+    assert len(loaded) == len(FIGURES) and all(ok and alt for alt, ok in loaded)
+
+    column = """
+        const table = document.getElementById("table-arms");
+        const head = [...table.tHead.rows[0].cells].findIndex(c => c.textContent.startsWith("final"));
+        if (arguments[0]) table.tHead.rows[0].cells[head].querySelector("button").click();
+        return [...table.tBodies[0].rows].map(r => r.cells[head].dataset.sort);
+    """
+    browser.execute_script(column, True)
+    up = [float(v) for v in browser.execute_script(column, False) if v]
+    assert up == sorted(up) and len(set(up)) > 3
+    assert browser.execute_script(column, False)[-1] == ""  # the base model has no final score: last
+    browser.execute_script(column, True)
+    assert [float(v) for v in browser.execute_script(column, False) if v] == sorted(up, reverse=True)
+
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    canvas = browser.find_element(By.ID, "map-canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    tip = browser.find_element(By.ID, "map-tip")
+    size = canvas.size
+    text = ""
+    for x in range(-size["width"] // 2 + 10, size["width"] // 2 - 10, 12):
+        ActionChains(browser, duration=0).move_to_element_with_offset(canvas, x, 0).perform()
+        if tip.is_displayed():
+            text = tip.text
+            break
+    assert "▒▒▒" in text or "List lanterns" in text
+    assert re.search(r"chosen|task row", text)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_report_prints_with_all_figures_and_works_without_scripts(toy, browser, tmp_path):
+    _, _, paths = toy
+    set_width(browser, 1200)
+    address = Path(paths["report"]).resolve().as_uri()
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(address)
+        time.sleep(0.2)
+        from selenium.webdriver.common.by import By
+
+        assert not browser.find_element(By.ID, "map").is_displayed()
+        assert browser.find_element(By.ID, "table-arms").is_displayed()
+        assert len(browser.find_elements(By.TAG_NAME, "img")) == len(FIGURES)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    browser.get(address)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        heights = browser.execute_script("return [...document.images].map(i => i.getBoundingClientRect().height)")
+        assert len(heights) == len(FIGURES) and min(heights) > 50
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert len(browser.print_page()) > 50_000  # base64 of a PDF with pictures in it
