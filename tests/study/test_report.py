@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_study import CATEGORIES, finish, finished_study, study
 
 from guardrail.files import read_json, write_json
 from guardrail.report.headline import headline
@@ -23,6 +22,8 @@ from guardrail.study.mapping import redact
 from guardrail.study.outcomes import pair, read_answers, read_arms, stack
 from guardrail.study.results import SAFETY_FILE, collect
 from guardrail.study.tabular import Column, Table
+
+from .fake_study import CATEGORIES, finish, finished_study, study
 
 SUBSETS = ["high", "low", "random", "high_length_matched", "low_length_matched"]
 FIGURES = {

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_study import finish, settings
 
 from guardrail.errors import UserError
 from guardrail.files import write_json
@@ -21,6 +20,8 @@ from guardrail.study.config import Study as StudyConfig
 from guardrail.study.grid import Grid
 from guardrail.study.results import SAFETY_FILE, collect
 from guardrail.study.tables import csv_text, markdown
+
+from .fake_study import finish, settings
 
 
 def study(**changes) -> StudyConfig:
