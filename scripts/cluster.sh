@@ -5,6 +5,7 @@
 #   N_CLUSTERS=10 SELECT=list bash scripts/cluster.sh
 #
 # Further arguments go to similarity/get_high_similarity_group.py as they are.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 DATASET_FOLDER="${DATASET_FOLDER:-outputs/data/alpaca}"     # where clusters/ goes

@@ -5,6 +5,7 @@
 #   MODEL=models/sandbox/chat DTYPE=float32 BENCH=sandbox MAX_NEW_TOKENS=64 bash scripts/eval_safety.sh
 #
 # Further arguments go to eval_safety.py as they are. Several processes on GPUs; NUM_PROCESSES=N on a CPU machine.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                               # model folder, or output folder holding slice_end/

@@ -5,6 +5,7 @@
 #   MODEL=models/sandbox/chat DTYPE=float32 DATA_SOURCE=datasets/sandbox bash scripts/eval_utility.sh
 #
 # Further arguments go to eval_utility.py as they are. Several processes on GPUs; NUM_PROCESSES=N on a CPU machine.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                                        # model folder, or output folder holding slice_end/

@@ -6,6 +6,7 @@
 #       bash scripts/get_representation.sh
 #
 # Further arguments go to similarity/get_representation.py as they are. Rows are shared out over the job's processes.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/chat_model}"             # extraction model: the chat model without safety data; or an encoder

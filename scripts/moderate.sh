@@ -5,6 +5,7 @@
 #   DATA_PATH=... MODERATION_MODEL=models/sandbox/moderation bash scripts/moderate.sh
 #
 # Further arguments go to evaluate.py as they are. One process: the moderation model reads thousands of rows a minute.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 DATA_PATH="${DATA_PATH:?usage: DATA_PATH=folder-of-results.json bash scripts/moderate.sh}"

@@ -5,6 +5,7 @@
 #   MODEL=models/sandbox/chat MODEL_ID=chat BACKEND=hf DTYPE=float32 MAX_NEW_TOKENS=96 bash scripts/mt_bench.sh
 #
 # Further arguments go to __main__.py as they are. One process: vLLM does its own parallelism (TENSOR_PARALLEL).
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                        # model folder, or output folder holding slice_end/

@@ -5,6 +5,7 @@
 #   SIZE=5000 SELECTOR=high,low,random,high_length_matched,low_length_matched bash scripts/select_subset.sh
 #
 # Further arguments go to similarity/get_top_similarity_dataset_reps_general.py as they are.
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 DATASET_FOLDER="${DATASET_FOLDER:-outputs/data}"                   # where the subsets' folder goes

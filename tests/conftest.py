@@ -10,21 +10,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from toys import SHARED_DATA, make_llama, make_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-CORPUS = (
-    "Below is an instruction that describes a task. Write a response that completes the request.",
-    "### Instruction:\nName three gentle ways to paint a wooden boat.\n\n### Response:\n1. Sand it.\n2. Prime it.",
-    "[INST] <<SYS>>\nYou are kind.\n<</SYS>>\n\nWhere does the river go? [/INST] To the quiet sea, they say.",
-    "USER: Summarize this dialog. ASSISTANT: Ann asks Bob for tea; Bob says he cannot help with that today.",
-)
 
 
 @pytest.fixture(scope="session")
@@ -33,52 +25,6 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs ../shared/data, which is not part of the repository")
     return SHARED_DATA
-
-
-def make_tokenizer(folder: Path, vocab_size: int = 400):
-    """A byte-level BPE trained on four sentences, with `<s>`, `</s>`, `<pad>` of its own; saved and loaded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
-    )
-    fast.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def make_llama(folder: Path, tokenizer, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
-    """A random LLaMA with deterministic weights, saved with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

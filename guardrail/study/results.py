@@ -17,7 +17,7 @@ from guardrail.study.config import Study, as_dict
 from guardrail.study.grid import Cell, Grid, sizeless
 
 SAFETY_FILE = "evaluation/safety/beaver-dam.json"
-OVER_REFUSAL_FILE = "evaluation/over_refusal/results.json"
+OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
 
 
 def utility_file(task: str) -> str:
@@ -77,9 +77,9 @@ def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
         "data_hash": summary["data_hash"],
     }
     if over_refusal:
-        metrics = read_json(folder / OVER_REFUSAL_FILE)["metrics"]
-        out["benign_refusal_percent"] = metrics["refusal_percent"]
-        out["benign_n"] = metrics["n"]
+        summary = read_json(folder / OVER_REFUSAL_FILE)["summary"]
+        out["benign_refusal_percent"] = summary["refusal_percent"]
+        out["benign_n"] = summary["n"]
     return out
 
 

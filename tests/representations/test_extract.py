@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from toys import REPOSITORY
 from safetensors.torch import load_file
 
 from guardrail.errors import UserError

@@ -135,7 +135,7 @@ def test_excluded_rows_are_dropped_by_id(extract, rows):
 
 
 def test_stores_of_other_models_views_or_options_cannot_be_compared(extract, rows, tmp_path, tiny_tokenizer):
-    from conftest import make_llama
+    from toys import make_llama
 
     base = read_representations(extract(rows, "base", layer="1,2")[0])
     assert check_comparable(base, base) == []

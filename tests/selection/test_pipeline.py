@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from toys import REPOSITORY
 from sklearn.metrics.pairwise import cosine_similarity
 
 from guardrail.errors import UserError
