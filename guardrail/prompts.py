@@ -189,6 +189,11 @@ def encode_supervised(
     bos = _bos_ids(tokenizer, style, parts[0])
     parts[0] = _without_bos(tokenizer, parts[0])
     ids, ends = _grow(tokenizer, parts)
+    eos_id = tokenizer.eos_token_id
+    if eos_id is not None and eos_id not in ids[ends[-2] if len(ends) > 1 else 0 :]:
+        # a chat template may close a turn with a marker of its own: without EOS the model never learns to stop
+        ids = [*ids, eos_id]
+        ends[-1] = len(ids)
     ids = bos + ids
     spans = [(ends[i - 1] + len(bos), ends[i] + len(bos)) for i, (_, trained) in enumerate(segments) if trained]
     full = len(ids)
