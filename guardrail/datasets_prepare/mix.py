@@ -2,7 +2,7 @@
 
 Which rows of the safety source are taken when it has more than ``size``: ``high`` the first (a ``top`` file starts with
 the most similar), ``low`` the last (a ``bottom`` file ends with the least similar), ``random`` a seeded draw, ``full``
-all of them.
+all of them, ``none`` none: the instructions alone, for the arm without safety data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from guardrail.errors import UserError
 from guardrail.provenance import fingerprint, run_record
 from guardrail.rows import Row, hash_rows, load_rows
 
-SIMILARITIES = ("high", "low", "random", "full")
+SIMILARITIES = ("high", "low", "random", "full", "none")
 ORDERS = ("shuffled", "instruct_first", "safety_first")
 VERSION = 1
 
@@ -70,7 +70,7 @@ def choose(rows: list[Row], sim: str, size: int, seed: int) -> list[Row]:
     if sim == "random":
         keep = sorted(random.Random(seed).sample(range(len(rows)), size))
         return [rows[i] for i in keep]
-    return rows[-size:] if sim == "low" else rows[:size]
+    return rows[len(rows) - size :] if sim == "low" else rows[:size]
 
 
 def mix(config: MixConfig) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def mix(config: MixConfig) -> dict[str, Any]:
     safety = load_rows(config.safety, split=config.safety_split, need_answer=True)
     if config.instruct_size and config.instruct_size > len(instruct):
         raise UserError(f"--instruct_size {config.instruct_size} is larger than the {len(instruct)} rows there are")
-    size = len(safety) if config.size is None else config.size
+    size = 0 if config.sim == "none" else len(safety) if config.size is None else config.size
     chosen = choose(safety, config.sim, size, config.seed)
     split = config.split or split_name(config.task, config.sim, size)
     folder = Path(config.out)
