@@ -17,13 +17,12 @@ from guardrail.errors import UserError, unknown
 from guardrail.prompts import check_style
 from guardrail.selection.names import SELECTOR_NEEDS
 
-# Every selector that needs no second anchor set, plus `none`: instructions only. `random` and `full` are drawn by
-# datasets/mix.py from the pool itself; `longest` and `shortest` do not look at the task; the rest are chosen per task.
-SELECTED_SUBSETS = tuple(
+# Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
+# `full` from the pool itself; all others are selected per task.
+TASK_SUBSETS = tuple(
     name for name, needs in SELECTOR_NEEDS.items() if name not in ("random", "full") and "safe_anchors" not in needs
 )
-TASK_SUBSETS = tuple(name for name in SELECTED_SUBSETS if SELECTOR_NEEDS[name])
-SUBSETS = (*SELECTED_SUBSETS, "random", "full", "none")
+SUBSETS = (*TASK_SUBSETS, "random", "full", "none")
 
 
 @dataclass(frozen=True)
