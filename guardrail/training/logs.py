@@ -113,7 +113,7 @@ class RunLog:
             return
         self.file.close()
         if self.config.log_type == "wandb":
-            self.backend.finish(quiet=True)
+            self.backend.finish()
         elif self.config.log_type == "tensorboard":
             self.backend.close()
 
