@@ -16,6 +16,7 @@ from guardrail.files import read_json, write_json
 from guardrail.report.headline import headline
 from guardrail.report.render import safe_json
 from guardrail.study import tabulate
+from guardrail.study.config import as_dict
 from guardrail.study.figures import style
 from guardrail.study.grid import Grid
 from guardrail.study.mapping import redact
@@ -198,6 +199,15 @@ def test_headline_says_what_the_numbers_say(difference, p, words):
     assert words in first and "95% interval" in first
     assert any("One seed" in sentence for sentence in more)
     assert any("7.0 points or more" in sentence for sentence in more) == (p > 0.05)
+
+
+def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeypatch):
+    grid = Grid(study(tmp_path), tmp_path)
+    config = write_json(grid.folder / "study_config.json", as_dict(study(tmp_path)))
+    result = run_tabulate(monkeypatch, grid, config)
+    assert result["n_failed"] == len(grid.cells) + 1
+    text = Path(result["report"]).read_text()
+    assert "cannot be compared" in text and text.count("FAILED") == 1 + 2 * 3  # base and six arms
 
 
 def test_redaction_hides_the_request():
