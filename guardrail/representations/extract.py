@@ -198,7 +198,7 @@ def _finish(
         log(f"{n_truncated} rows cut at {options.max_length} tokens, {n_excluded} excluded, of {len(rows)}")
     manifest = {
         "format": stores.FORMAT,
-        "kind": "representations",
+        "kind": stores.KIND,
         "fingerprint": print_,
         "model": {"path": model, "hash": inputs["model"], "tokenizer_hash": hash_tokenizer(model)},
         "data_hash": inputs["data"],

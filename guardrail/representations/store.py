@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 ROWS = "rows.parquet"
 EXPORT = "reps-full.pt"
 FORMAT = 1
+KIND = "representations"
 MAX_SHARD_ROWS = 512
 
 
@@ -44,8 +45,11 @@ def shard_file(store: Path, fingerprint: str, number: int) -> Path:
 
 
 def read_manifest(store: Path) -> dict[str, Any] | None:
-    """The manifest, or ``None`` when there is none (no store, or an unfinished one)."""
-    return read_json(store / MANIFEST) if (store / MANIFEST).is_file() else None
+    """The manifest, or ``None`` when there is none (no store, an unfinished one, or another kind of folder)."""
+    if not (store / MANIFEST).is_file():
+        return None
+    manifest = read_json(store / MANIFEST)
+    return manifest if isinstance(manifest, dict) and manifest.get("kind") == KIND else None
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:

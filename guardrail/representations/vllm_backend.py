@@ -1,4 +1,4 @@
-"""The vLLM backend: hidden states through its pooling mode. Its own batching and tensor parallelism, one process of ours.
+"""The vLLM backend: hidden states through its pooling mode; its own batching, one process of ours.
 
 Gives the last layer after the final norm at one token, not normalised: every position is the last token of a prefix.
 Equal to the transformers backend within floating-point noise (tests/representations/test_vllm.py).

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from sklearn.metrics import adjusted_rand_score, silhouette_score
+from toys import REPOSITORY
 
 from guardrail.clustering import describe, fit
 from guardrail.clustering import pipeline as clustering_pipeline

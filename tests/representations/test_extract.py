@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from toys import REPOSITORY
 from safetensors.torch import load_file
+from toys import REPOSITORY
 
 from guardrail.errors import UserError
 from guardrail.representations import extract as extract_module

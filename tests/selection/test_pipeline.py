@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from toys import REPOSITORY
 from sklearn.metrics.pairwise import cosine_similarity
+from toys import REPOSITORY
 
 from guardrail.errors import UserError
 from guardrail.files import read_json

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from toys import REPOSITORY
 from sklearn.metrics.pairwise import cosine_similarity
+from toys import REPOSITORY
 
 from guardrail.errors import UserError
 from guardrail.selection import ranking, scoring
