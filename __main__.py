@@ -7,8 +7,8 @@
     python __main__.py --benchmark mt_bench --model_id ID --output_dir O --answers FILE --judge_model NAME
     python __main__.py --benchmark lm_eval:arc_easy,hellaswag --model_id ID --model_name_or_path M --output_dir O
 
-Without ``--judge_model`` the answers are written and can be judged later. Known limits: one answer per question; a
-judge behind a server is asked from one process.
+Without ``--judge_model`` the answers are written and can be judged later. Several processes (``accelerate launch``)
+share the answering with the hf backend. Known limit: one answer per question.
 """
 
 from __future__ import annotations

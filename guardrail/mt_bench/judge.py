@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,14 @@ from guardrail.errors import UserError
 from guardrail.files import hash_json, write_json, write_jsonl
 from guardrail.mt_bench.answers import ALIGN_ANYTHING, FASTCHAT
 from guardrail.mt_bench.data import NEED_REFERENCE, QuestionSet, read_lines
-from guardrail.mt_bench.rating import FAILED_SCORE, NO_RATING, OUT_OF_RANGE, parse_align_anything_rating, parse_rating
+from guardrail.mt_bench.rating import (
+    FAILED_SCORE,
+    NO_RATING,
+    OUT_OF_RANGE,
+    Rating,
+    parse_align_anything_rating,
+    parse_rating,
+)
 from guardrail.openai_client import Client, run_parallel
 from guardrail.progress import progress
 
@@ -65,12 +72,23 @@ class Judgement:
     attempts: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What came back for the match at ``index``: ``text``, or ``error`` with the server's words in ``detail``."""
+
+    index: int
+    text: str | None
+    error: str | None = None
+    detail: str = ""
+    attempts: int = 1
+
+
 class Judge(Protocol):
-    """Asks for many judgements; yields ``(index, text or None, error, attempts)`` in any order."""
+    """Asks for many judgements; yields them in any order."""
 
     name: str
 
-    def ask(self, matches: Sequence[Match]) -> Iterator[tuple[int, str | None, str | None, int]]: ...
+    def ask(self, matches: Sequence[Match]) -> Iterator[Asked]: ...
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -137,12 +155,13 @@ class ServerJudge:
         self.max_tokens = max_tokens
         self.workers = workers
 
-    def ask(self, matches: Sequence[Match]) -> Iterator[tuple[int, str | None, str | None, int]]:
+    def ask(self, matches: Sequence[Match]) -> Iterator[Asked]:
         def job(match: Match) -> Any:
             return lambda: self.client.chat(self.name, _messages(match), temperature=0, max_tokens=self.max_tokens)
 
         for index, reply in run_parallel([job(match) for match in matches], workers=self.workers):
-            yield index, (None if reply.error else reply.text), reply.error, reply.attempts
+            text = None if reply.error else reply.text
+            yield Asked(index, text, reply.error, reply.detail, reply.attempts)
 
 
 class LocalJudge:
@@ -155,7 +174,7 @@ class LocalJudge:
         self.key = key
         self.max_tokens = max_tokens
 
-    def ask(self, matches: Sequence[Match]) -> Iterator[tuple[int, str | None, str | None, int]]:
+    def ask(self, matches: Sequence[Match]) -> Iterator[Asked]:
         from guardrail.generation import Request, SamplingOptions, generate_resumable
         from guardrail.prompts import encode_prompt
         from guardrail.utility.context import backend_context, prompt_limit
@@ -165,13 +184,13 @@ class LocalJudge:
         for index, match in enumerate(matches):
             ids = encode_prompt(self.backend.tokenizer, "chat_template", _messages(match))
             if limit is not None and len(ids) > limit:
-                yield index, None, PROMPT_TOO_LONG, 0  # a cut judge prompt would be another question
+                yield Asked(index, None, PROMPT_TOO_LONG, attempts=0)  # a cut judge prompt would be another question
                 continue
             requests.append(Request(match.key, 0, ids))
             index_of[match.key] = index
         options = SamplingOptions(do_sample=False, max_new_tokens=self.max_tokens)
         for done in generate_resumable(self.backend, requests, options, self.work, self.key, "judge"):
-            yield index_of[done.id], done.text, None, 1
+            yield Asked(index_of[done.id], done.text)
 
 
 def _messages(match: Match) -> list[dict[str, str]]:
@@ -189,38 +208,41 @@ def judge_matches(
     parse = parse_rating if protocol == FASTCHAT else parse_align_anything_rating
     folder = work / "judgements" / hash_json([key, judge.name, protocol])
     files = [folder / f"{hash_json([m.key, m.system_prompt, m.user_prompt])}.json" for m in matches]
-    texts: dict[int, tuple[str | None, str | None, int]] = {}
+    found: dict[int, Asked] = {}
     for index, file in enumerate(files):
         if file.is_file():
             stored = json.loads(file.read_text(encoding="utf-8"))
-            texts[index] = (stored["judgment"], None, stored["attempts"])
-    if texts:
-        log(f"judge: {len(texts)} of {len(matches)} judgements are there from an earlier run")
-    missing = [index for index in range(len(matches)) if index not in texts]
-    last_error = ""
+            found[index] = Asked(index, stored["judgment"], attempts=stored["attempts"])
+    if found:
+        log(f"judge: {len(found)} of {len(matches)} judgements are there from an earlier run")
+    missing = [index for index in range(len(matches)) if index not in found]
     with progress(total=len(missing), desc=f"judge {judge.name}", unit="judgement") as bar:
-        for place, text, error, attempts in judge.ask([matches[index] for index in missing]):
-            index = missing[place]
-            texts[index] = (text, error, attempts)
-            if text is not None:
-                write_json(files[index], {"key": matches[index].key, "judgment": text, "attempts": attempts})
-            last_error = error or last_error
+        for asked in judge.ask([matches[index] for index in missing]):
+            index = missing[asked.index]
+            found[index] = asked
+            if asked.text is not None:
+                stored = {"key": matches[index].key, "judgment": asked.text, "attempts": asked.attempts}
+                write_json(files[index], stored)
             bar.update(1)
-    assert len(texts) == len(matches), "a judgement is missing"
-    if missing and all(text is None for text, _, _ in texts.values()):
+    assert len(found) == len(matches), "a judgement is missing"
+    failed = [asked for asked in found.values() if asked.text is None]
+    if missing and len(failed) == len(matches):
+        first = next((asked for asked in failed if asked.error != "skipped"), failed[0])
         raise UserError(
-            f"the judge {judge.name} answered none of {len(matches)} requests (last: {last_error}); the answers are "
-            "saved: check --judge_base_url, --judge_model and OPENAI_API_KEY, then run the same command again"
+            f"the judge {judge.name} answered none of {len(matches)} requests ({first.error} {first.detail}); the "
+            "answers are saved: check --judge_base_url, --judge_model, --judge_max_tokens and OPENAI_API_KEY, then run "
+            "the same command again"
         )
-    out = []
-    for index, match in enumerate(matches):
-        text, error, attempts = texts[index]
-        if text is None:
-            out.append(Judgement(match.key, None, error, False, ERROR_TEXT, attempts))
-            continue
-        rating = parse(text)
-        out.append(Judgement(match.key, rating.score, rating.failure, rating.ambiguous, text, attempts))
-    return out
+    if failed:
+        log(f"judge: {len(failed)} of {len(matches)} requests failed (first: {failed[0].error} {failed[0].detail})")
+    return [_judgement(match, found[index], parse) for index, match in enumerate(matches)]
+
+
+def _judgement(match: Match, asked: Asked, parse: Callable[[str], Rating]) -> Judgement:
+    if asked.text is None:
+        return Judgement(match.key, None, asked.error, False, ERROR_TEXT, asked.attempts)
+    rating = parse(asked.text)
+    return Judgement(match.key, rating.score, rating.failure, rating.ambiguous, asked.text, asked.attempts)
 
 
 def write_model_judgment(

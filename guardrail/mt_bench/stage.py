@@ -23,7 +23,7 @@ from typing import Any
 
 from guardrail.checkpoints import hash_checkpoint, resolve_checkpoint
 from guardrail.cli import log
-from guardrail.distributed import barrier, is_main, process_group, world_size
+from guardrail.distributed import barrier, is_main, process_group
 from guardrail.errors import UserError, unknown
 from guardrail.files import hash_file, write_json, write_text
 from guardrail.mt_bench import answers as answering
@@ -158,16 +158,12 @@ def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
                 result = _assemble(config, questions, rows, None)
                 result["run"] = _record(config, questions, answers_key, answers_key, answer_facts)
                 write_json(result_file, result)
-        if config.judge_model is not None:
-            _only_one_process_may_judge(config)
+        if config.judge_model is not None and (is_main() or config.judge_backend == "hf"):  # one client is enough
             judge_work = config.folder / f".{config.model_id}.judge"
             matches = judging.make_matches(questions, rows, config.protocol)
+            judge = _make_judge(config, judge_work)
             done = judging.judge_matches(
-                _make_judge(config, judge_work),
-                matches,
-                judge_work,
-                fingerprint(judge_facts or {}, {}),
-                config.protocol,
+                judge, matches, judge_work, fingerprint(judge_facts or {}, {}), config.protocol
             )
             if is_main():
                 path = config.folder / "model_judgment" / f"{config.judge_name}_single.jsonl"
@@ -194,14 +190,6 @@ def _check_judge(config: MTBenchConfig, questions: QuestionSet) -> None:
         resolve_base_url(config.judge_base_url)
     else:
         resolve_checkpoint(str(config.judge_model))
-
-
-def _only_one_process_may_judge(config: MTBenchConfig) -> None:
-    if world_size() > 1 and config.judge_backend != "hf":
-        raise UserError(
-            f"judging with --judge_backend {config.judge_backend} runs in one process, not {world_size()}; "
-            "the answers are saved: run the same command with plain python"
-        )
 
 
 def _answers_key(config: MTBenchConfig, questions: QuestionSet) -> str:

@@ -19,7 +19,7 @@ from guardrail.cli import log
 from guardrail.distributed import barrier, is_main, process_group
 from guardrail.errors import UserError, unknown
 from guardrail.files import write_json
-from guardrail.prompts import check_style, style_names
+from guardrail.prompts import check_style
 from guardrail.provenance import fingerprint, run_record
 from guardrail.utility import scoring
 from guardrail.utility.tasks import TaskRows, check_dataset, describe, load_task
@@ -65,12 +65,18 @@ class UtilityConfig:
     def __post_init__(self) -> None:
         from guardrail.generation import BACKENDS
         from guardrail.models import DTYPES
+        from guardrail.safety_eval import MODEL_FAMILIES
 
         check_dataset(self.dataset)
         scoring.check_evaluator(self.evaluator)
-        if self.model_family not in style_names():
-            raise unknown("model family", self.model_family, style_names())
-        check_style(self.style)
+        if self.model_family not in MODEL_FAMILIES:
+            raise unknown("model family", self.model_family, MODEL_FAMILIES)
+        fitting = dict.fromkeys((*MODEL_FAMILIES[self.model_family], "chat_template"))
+        if check_style(self.style) not in fitting:
+            raise UserError(
+                f"prompt style {self.style} does not belong to model family {self.model_family}; "
+                f"expected one of {', '.join(fitting)}"
+            )
         if self.torch_dtype not in DTYPES:
             raise unknown("value for --torch_dtype:", self.torch_dtype, DTYPES)
         if self.generation_backend not in BACKENDS:

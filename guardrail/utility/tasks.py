@@ -30,16 +30,18 @@ SQL_SYSTEM = "You are a helpful assistant that turns questions into SQL queries 
 
 @dataclass(frozen=True)
 class Task:
-    """One utility task. ``messages`` builds prompt and reference answer of a raw row; ``None`` keeps the row's own."""
+    """One utility task: the columns that its raw rows need, and where they are published.
+
+    ``messages`` builds prompt and reference answer of a raw row; ``None`` keeps what the loader makes of it.
+    ``hub`` None: no published test split. ``sandbox_split``: the sandbox's rows of that task.
+    """
 
     name: str
-    hub: str
-    hub_split: str
-    hub_config: str | None
-    sandbox_split: str | None
-    evaluator: str
     columns: tuple[str, ...]
     messages: Callable[[Row], list[dict[str, str]]] | None = None
+    hub: str | None = None
+    hub_config: str | None = None
+    sandbox_split: str | None = None
 
 
 def _sql_messages(row: Row) -> list[dict[str, str]]:
@@ -63,14 +65,14 @@ def _gsm8k_messages(row: Row) -> list[dict[str, str]]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("samsum", "knkarthick/samsum", "test", None, "samsum_test", "rouge_1", ("dialogue", "summary")),
+        Task("samsum", ("dialogue", "summary"), hub="knkarthick/samsum", sandbox_split="samsum_test"),
         Task(
-            *("sql_create_context", "b-mc2/sql-create-context", "train", None, None, "rouge_1"),
-            *(("question", "context", "answer"), _sql_messages),
-        ),
-        Task("gsm8k", "openai/gsm8k", "test", "main", None, "gsm8k", ("question", "answer"), _gsm8k_messages),
+            "sql_create_context", ("question", "context", "answer"), _sql_messages
+        ),  # the hub's copy has no test split
+        Task("gsm8k", ("question", "answer"), _gsm8k_messages, hub="openai/gsm8k", hub_config="main"),
     )
 }
+TEST_SPLIT = "test"
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,16 @@ def find_source(task: Task, data_source: str | None, split: str | None) -> tuple
         return data_source, split, None, is_sandbox
     prepared = REPOSITORY / "datasets" / task.name
     if prepared.is_dir():
-        return str(prepared), split or "test", None, False
-    if hub_available():
-        return task.hub, split or task.hub_split, task.hub_config, False
+        return str(prepared), split or TEST_SPLIT, None, False
+    if task.hub is not None and hub_available():
+        return task.hub, split or TEST_SPLIT, task.hub_config, False
     if task.sandbox_split is not None and SANDBOX.is_dir():
         return str(SANDBOX), split or task.sandbox_split, None, True
     raise UserError(
-        f"no data for {task.name}: no folder {prepared}, and the hub is not reachable; "
-        f"run `python datasets/prepare.py {task.name}` where there is a network, or give --data_source PATH"
+        f"no test rows for {task.name}: no folder {_relative(prepared)}, and "
+        + ("the hub is not reachable; " if task.hub else "the hub's copy has no test split; ")
+        + "give --data_source PATH"
+        + (f", or run `python datasets/prepare.py {task.name}` where there is a network" if task.hub else "")
     )
 
 

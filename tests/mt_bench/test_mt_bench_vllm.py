@@ -6,24 +6,19 @@ but a real language model with a tokenizer, a chat template and a context of its
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from vllm_python import vllm_python
 
 from guardrail.openai_client import Client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (scripts/install_vllm.sh)"),
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 CONTEXT_TOKENS = 4096
 VERDICT = "Rating: [[7]]"
 CHAT_TEMPLATE = (
@@ -35,6 +30,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="module")
 def judge_model(tmp_path_factory, tiny_tokenizer):
     """Folder of a two-layer LLaMA that answers every chat with the verdict."""
+    vllm_python()  # skips before anything is trained
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -86,7 +82,7 @@ def server(judge_model, tmp_path_factory):
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
+        *(vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
         *("--model", str(judge_model), "--served-model-name", "toy-judge", "--dtype", "float32", "--enforce-eager"),
     ]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -107,8 +103,9 @@ def server(judge_model, tmp_path_factory):
 
 def run(*flags):
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "__main__.py"), "--benchmark=mt_bench", *flags],
+        [vllm_python(), str(REPOSITORY / "__main__.py"), "--benchmark=mt_bench", *flags],
         cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=300,

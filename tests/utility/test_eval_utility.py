@@ -121,6 +121,7 @@ def test_loss_only_and_beside_generation(flags, tmp_path):
         (["--evaluator=rouge1"], "did you mean 'rouge_1'"),
         (["--dataset=samsun"], "did you mean 'samsum'"),
         (["--prompt_style=lama2_base"], "did you mean 'llama2_base'"),
+        (["--prompt_style=gemma"], "does not belong to model family llama2_base"),
         (["--torch_dtype=float23"], "did you mean 'float32'"),
         (["--model_name_or_path=./absent"], "no such model folder"),
         (["--data_source=./absent.json"], "no such file or folder"),

@@ -97,6 +97,8 @@ def test_without_hub_and_folder_the_sandbox_stands_in_by_name(tmp_path, monkeypa
     assert "fictional" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"prepare\.py gsm8k"):
         tasks.load_task("gsm8k")
+    with pytest.raises(UserError, match="no test split; give --data_source"):
+        tasks.load_task("sql_create_context")
 
 
 def test_a_prepared_folder_comes_before_hub_and_sandbox(tmp_path, monkeypatch, samsum_file):
