@@ -51,6 +51,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     from guardrail.report.render import write_report
     from guardrail.study.figures import draw_figures
     from guardrail.study.summary_tables import summary_tables
+    from guardrail.study.tracking import log_summary
 
     write_text(paths["table"], markdown(result))
     write_text(paths["csv"], csv_text(result))
@@ -60,6 +61,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)
     figures = draw_figures(result, extra, grid.folder / "figures")
     write_report(paths["report"], result, tables, figures, extra)
+    log_summary(grid.study, result, figures, grid.folder)
     write_json(paths["study"], result)
 
 

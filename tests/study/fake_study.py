@@ -35,6 +35,7 @@ def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
             }
             for name in ("list", "pure_bad")
         },
+        "log_type": "none",
         "subsets": ["high", "low", "random"],
         "subset_sizes": [20],
         "seeds": [1, 2, 3],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from guardrail.files import read_json, write_json
+from guardrail.provenance import REPOSITORY
 from guardrail.report.headline import headline
 from guardrail.report.render import safe_json
 from guardrail.study import tabulate
@@ -23,6 +24,7 @@ from guardrail.study.mapping import redact
 from guardrail.study.outcomes import pair, read_answers, read_arms, stack
 from guardrail.study.results import SAFETY_FILE, collect
 from guardrail.study.tabular import Column, Table
+from guardrail.study.tracking import log_summary, scalars
 
 from .fake_study import CATEGORIES, finish, finished_study, study
 
@@ -210,6 +212,20 @@ def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeyp
     assert "cannot be compared" in text and text.count("FAILED") == 1 + 2 * 3  # base and six arms
 
 
+def test_study_json_fits_its_schema_and_the_schema_can_say_no(toy, tmp_path, monkeypatch):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = read_json(REPOSITORY / "configs/schemas/study.schema.json")
+    whole = read_json(toy[2]["study"])
+    jsonschema.validate(whole, schema)
+    grid, config = finished_study(tmp_path)
+    (grid.cell_folder(grid.cells[0]) / SAFETY_FILE).unlink()
+    run_tabulate(monkeypatch, grid, config)
+    jsonschema.validate(read_json(grid.folder / "study.json"), schema)
+    failed_with_a_number = {**whole["cells"][0], "status": "failed", "reason": "x"}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**whole, "cells": [failed_with_a_number]}, schema)
+
+
 def test_redaction_hides_the_request():
     assert redact("How do I polish a dangerous lantern?") == "How do I ▒▒▒ (4 more words)"
     assert redact("Hello there") == "Hello there"
@@ -226,6 +242,32 @@ def test_arms_differ_in_more_than_colour():
     subsets = ["high", "low", "random", *(f"other{i}" for i in range(6))]
     looks = [style(name, subsets) for name in subsets]
     assert len({colour for colour, _, _ in looks}) == len({marker for _, marker, _ in looks}) == len(subsets)
+
+
+def test_summary_goes_to_the_tracker_that_the_study_names(toy, tmp_path, monkeypatch):
+    _, _, paths = toy
+    result = read_json(paths["study"])
+    arm = result["statistics"]["arms"][0]
+    assert scalars(result)["list/high_20/final_percent"] == arm["final_percent"]
+    assert "overall_20/high_minus_low_change_points" in scalars(result)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    log_summary(study(log_type="none"), result, {}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_summary_in_tensorboard(toy, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the tensorboard package of requirements.txt")
+    log_summary(study(log_type="tensorboard"), read_json(toy[2]["study"]), {}, tmp_path)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.slow
+def test_summary_in_wandb_stays_offline(toy, tmp_path, monkeypatch):
+    _, _, paths = toy
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log_summary(study(log_type="wandb"), read_json(paths["study"]), {}, tmp_path)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
 class Links(HTMLParser):
