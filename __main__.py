@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     from guardrail.generation import BACKENDS
     from guardrail.models import DTYPES
     from guardrail.mt_bench.answers import PROTOCOLS
-    from guardrail.mt_bench.stage import JUDGE_BACKENDS, MTBenchConfig
+    from guardrail.mt_bench.config import JUDGE_BACKENDS, MTBenchConfig
     from guardrail.prompts import style_names
 
     default = {field.name: field.default for field in dataclasses.fields(MTBenchConfig)}
@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     given = {name for name, value in args.items() if value != parser.get_default(name)}
     benchmark = args.pop("benchmark")
     if benchmark == MT_BENCH:
-        from guardrail.mt_bench.stage import MTBenchConfig, run_mt_bench
+        from guardrail.mt_bench.config import MTBenchConfig
+        from guardrail.mt_bench.stage import run_mt_bench
 
         _refuse(given, {"num_fewshot", "include_path"}, benchmark)
         fields = {field.name for field in dataclasses.fields(MTBenchConfig)}

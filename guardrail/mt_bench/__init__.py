@@ -1,5 +1,6 @@
 """MT-Bench as FastChat defines it: 80 questions, two turns, both judged; and, under another name, the older measure.
 
+config    options and their checks
 data      questions, reference answers, judge prompts: FastChat's files, the hub's copy, or the sandbox's small set
 answers   two-turn answers with temperatures by category; FastChat's ``model_answer`` file
 rating    what a judge's text says
