@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from guardrail.files import write_json
 from guardrail.provenance import REPOSITORY
@@ -98,3 +100,10 @@ def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
     grid = Grid(resolved, tmp_path)
     assert jobs["align"] == len(grid.alignments) and jobs["fine_tune"] == len(grid.cells)
     assert json.loads(config.read_text())["name"] == resolved.name
+
+
+def test_slurm_profile_names_rules_of_the_workflow():
+    profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
+    rules = set(re.findall(r"^\s*rule (\w+):", (REPOSITORY / "workflow/Snakefile").read_text(), flags=re.MULTILINE))
+    assert set(profile["set-resources"]) <= rules
+    assert {"align", "fine_tune", "safety_answers", "representations"} <= set(profile["set-resources"])
