@@ -25,17 +25,18 @@ import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from guardrail.cli import Parser, log, positive_int, run
 from guardrail.files import write_json
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE_BATCH = 10
 VLLM_WORKER = """
 import json, sys, time
 from guardrail.generation import Request, SamplingOptions, make_backend
-model, dtype, work, repeats, output = sys.argv[1], sys.argv[2], json.load(open(sys.argv[3])), int(sys.argv[4]), sys.argv[5]
+model, dtype, work, repeats, output = sys.argv[1:6]
+work, repeats = json.load(open(work)), int(repeats)
 backend = make_backend("vLLM", model, torch_dtype=dtype)
 requests = [Request(*r) for r in work["requests"]]
 options = SamplingOptions(max_new_tokens=work["max_new_tokens"])
@@ -101,7 +102,8 @@ def make_models(folder: Path) -> tuple[str, str]:
     return paths[0], paths[1]
 
 
-WORDS = "boat river tea paint wood sea ask help three gentle stone lamp garden quiet letter answer story list".split()
+TEXT = "boat river tea paint wood sea ask help three gentle stone lamp garden quiet letter answer story list"
+WORDS = TEXT.split(" ")
 
 
 def make_requests(tokenizer, n: int, seed: int) -> list:
@@ -263,7 +265,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--max_new_tokens", type=positive_int, default=96)
     parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument("--vllm_python", default=None, help="interpreter with vLLM; default: found; none: left out")
-    parser.add_argument("--threads", type=positive_int, default=1)
+    parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), help="of torch, for every engine")
     parser.add_argument("--output", default=None)
     args = parser.parse_args(argv)
 

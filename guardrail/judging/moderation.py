@@ -38,6 +38,8 @@ LABELS = (
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
+GPU_BATCH_TOKENS = 16384
+CPU_BATCH_TOKENS = 2048  # activations of a larger batch leave the processor's cache and cost more than they save
 LOWER_THRESHOLD = 0.4  # Booster's library default; the published score uses 0.5
 HEAD_TAIL_TOKENS = 16  # of an over-long question this many last tokens stay in a window
 
@@ -94,14 +96,14 @@ class ModerationModel:
         self,
         model_path: str,
         max_length: int = 512,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         dtype: str = "auto",
         backend: str = "hf",
         device: Any = None,
     ) -> None:
         self.model_path = model_path
         self.max_length = max_length
-        self.batch_tokens = batch_tokens
+        self.wanted_batch_tokens = batch_tokens
         self.dtype = dtype
         self.backend = backend
         self.device = device
@@ -109,6 +111,13 @@ class ModerationModel:
     @functools.cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model_path)
+
+    @functools.cached_property
+    def batch_tokens(self) -> int:
+        """Padded tokens per batch: as asked for, or what suits the device."""
+        if self.wanted_batch_tokens is not None:
+            return self.wanted_batch_tokens
+        return CPU_BATCH_TOKENS if next(self.model.parameters()).device.type == "cpu" else GPU_BATCH_TOKENS
 
     def resolved_dtype(self) -> str:
         """``auto``: bfloat16 on a GPU, float32 on a CPU."""

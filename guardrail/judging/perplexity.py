@@ -13,6 +13,8 @@ from guardrail.judging.moderation import length_batches
 from guardrail.judging.settings import JudgeSettings
 from guardrail.models import load_causal_lm, load_tokenizer
 
+BATCH_TOKENS = 2048  # the logits of all positions are in memory
+
 
 def answer_perplexities(answers: Sequence[Answer], settings: JudgeSettings) -> list[float | None]:
     """One number per answer, in order; None for an empty answer or one outside the model's context."""
@@ -34,7 +36,7 @@ def answer_perplexities(answers: Sequence[Answer], settings: JudgeSettings) -> l
         texts.append((head + tail)[:limit])
         starts.append(len(head))
     out: list[float | None] = [None] * len(texts)
-    for rows in length_batches(texts, settings.judge_batch_tokens // 4):  # logits of all positions: keep it small
+    for rows in length_batches(texts, settings.judge_batch_tokens or BATCH_TOKENS):
         T = max(len(texts[i]) for i in rows)
         ids = torch.zeros((len(rows), T), dtype=torch.long)
         mask = torch.zeros((len(rows), T), dtype=torch.long)

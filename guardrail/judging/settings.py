@@ -38,7 +38,7 @@ class JudgeSettings:
     rubric_max_attempts: int = 3
     judge_base_url: str | None = None
     judge_dtype: str = "auto"
-    judge_batch_tokens: int = 16384
+    judge_batch_tokens: int | None = None  # padded tokens per batch; None: what suits the device
     judge_concurrency: int = 8
     coherence_model: str | None = None
     max_perplexity: float | None = None
