@@ -1,6 +1,7 @@
 """Check a study before anything runs, and write it down resolved.
 
     python -m guardrail.study.check configs/studies/quickstart.yaml [--sizes 500] [--seeds 1,2] [--subsets high,low]
+    python -m guardrail.study.check configs/studies/paper_llama2_7b.yaml --plan
 
 Everything a user can get wrong is found here, in about a second: misspelt keys, missing data, a subset larger than
 the pool, a model folder that is none, too little disk. Writes `outputs/<study>/study_config.json`, which the
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.checkpoints import resolve_checkpoint
-from guardrail.cli import Parser, run
+from guardrail.cli import Parser, positive_int, run
 from guardrail.errors import UserError, unknown
 from guardrail.files import read_json, require_free_space, write_json
 from guardrail.provenance import REPOSITORY
@@ -96,6 +97,8 @@ def main() -> dict[str, Any]:
     parser.add_argument("--seeds", type=numbers, help="replace seeds: 1,2,3")
     parser.add_argument("--subsets", type=lambda text: text.split(","), help="replace subsets: high,low")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
+    parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
+    parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
     args = parser.parse_args()
     overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
     study = load_study(args.study, {key: value for key, value in overrides.items() if value})
@@ -103,8 +106,15 @@ def main() -> dict[str, Any]:
         from guardrail.sandbox.writer import write_sandbox
 
         write_sandbox(REPOSITORY / "datasets" / "sandbox", seed=0)  # a second; nothing when it is there
+    grid = Grid(study, args.outputs)
+    if args.plan:
+        from guardrail.study.plan import make_plan, plan_text
+
+        plan = make_plan(grid, args.gpus)
+        print(plan_text(plan, args.gpus))
+        return plan
     plan = check_study(study, args.outputs)
-    path = Grid(study, args.outputs).folder / "study_config.json"
+    path = grid.folder / "study_config.json"
     resolved = as_dict(study)
     if not path.is_file() or read_json(path) != _plain(resolved):
         write_json(path, resolved)

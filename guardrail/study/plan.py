@@ -1,6 +1,6 @@
 """What a study will cost, before anything runs: stages to run and to reuse, hours, disk, judge calls.
 
-    python -m guardrail.study.plan outputs/quickstart/study_config.json      (bash scripts/study.sh STUDY --plan)
+    bash scripts/study.sh configs/studies/quickstart.yaml --plan
 
 Seconds per stage come from earlier runs of the same study where there are any (the ``run`` blocks of its results),
 from stated assumptions otherwise; every estimate says which. Loads no model.
@@ -15,11 +15,9 @@ from statistics import median
 from typing import Any
 
 from guardrail.checkpoints import resolve_checkpoint
-from guardrail.cli import Parser, run
 from guardrail.errors import UserError
-from guardrail.files import read_json
 from guardrail.study.check import count_rows
-from guardrail.study.config import Study, build
+from guardrail.study.config import Study
 from guardrail.study.grid import Grid
 from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
 
@@ -239,18 +237,3 @@ def plan_text(plan: dict[str, Any], n_gpus: int) -> str:
     if any(row["source"] == "assumed" for row in plan["stages"]):
         lines.append("assumptions: " + ", ".join(f"{name} {value:g}" for name, value in plan["assumptions"].items()))
     return "\n".join(lines)
-
-
-def main() -> dict[str, Any]:
-    parser = Parser(prog="guardrail.study.plan", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
-    parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
-    parser.add_argument("--gpus", type=int, default=4, help="GPUs of the node")
-    args = parser.parse_args()
-    plan = make_plan(Grid(build(Study, read_json(args.study_config), ""), args.outputs), args.gpus)
-    print(plan_text(plan, args.gpus))
-    return plan
-
-
-if __name__ == "__main__":
-    run(main)
