@@ -73,19 +73,46 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_split(folder: Path, split: str, rows: Iterable[Row], manifest: dict[str, Any]) -> Path:
-    """Write one split, its manifest and the folder's card; returns the parquet file. ``rows`` are ``plain_row``s."""
+def mixed_table(rows: Iterable[Row]) -> Any:
+    """``plain_row``s as an Arrow table with the fixed columns: every split of a folder of mixtures looks alike."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     types = [(name, pa.list_(message) if name == "messages" else pa.string()) for name in COLUMNS]
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(types))
+
+
+def own_table(rows: list[Row]) -> Any:
+    """Rows of one source as an Arrow table with ``id``, ``messages`` and their own columns.
+
+    A column whose values have no common type is kept as JSON text.
+    """
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(["id", "messages", *(name for row in rows for name in row)]))
+    columns = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns.append(pa.array(values))
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            columns.append(pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values]))
+    return pa.table(columns, names=names)
+
+
+def write_split(folder: Path, split: str, table: Any, manifest: dict[str, Any]) -> Path:
+    """Write one split, its manifest and the folder's card; returns the parquet file."""
+    import pyarrow.parquet as pq
+
     data = parquet_path(folder, split)
     with folder_lock(folder):
         manifest_path(folder, split).unlink(missing_ok=True)
         with atomic_path(data) as temporary:
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=pa.schema(types)), temporary)
-        write_json(manifest_path(folder, split), {"split": split, "sha": hash_file(data), **manifest})
+            pq.write_table(table, temporary)
+        columns = table.column_names
+        write_json(
+            manifest_path(folder, split), {"split": split, "sha": hash_file(data), "columns": columns, **manifest}
+        )
         write_text(folder / "README.md", card(folder))
     return data
 
@@ -98,10 +125,8 @@ def card(folder: Path) -> str:
         split = manifest["split"]
         lines += [f"  - split: {split}", f"    path: data/{split}-00000-of-00001.parquet"]
     lines += ["---", "", f"# {folder.name}", ""]
-    lines += [
-        "Columns: `id`, `messages` (the conversation), `source`, `category`, `extra` (other columns, as JSON).",
-        "",
-    ]
+    columns = dict.fromkeys(name for manifest in manifests for name in manifest.get("columns", COLUMNS))
+    lines += [f"Columns: {', '.join(f'`{name}`' for name in columns)}. `messages` is the conversation.", ""]
     lines += ["| split | rows | what | licence | revision | sha-256 (16) |", "| --- | --- | --- | --- | --- | --- |"]
     for manifest in manifests:
         cells = (manifest.get(key) or "-" for key in ("split", "n_rows", "what", "licence", "revision", "sha"))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.datasets_prepare.hub_layout import finished_split, parquet_path, plain_row, write_split
+from guardrail.datasets_prepare.hub_layout import finished_split, mixed_table, parquet_path, plain_row, write_split
 from guardrail.errors import UserError
 from guardrail.provenance import fingerprint, run_record
 from guardrail.rows import Row, hash_rows, load_rows
@@ -100,7 +100,7 @@ def mix(config: MixConfig) -> dict[str, Any]:
     write_split(
         folder,
         split,
-        rows,
+        mixed_table(rows),
         {
             "n_rows": len(rows),
             "what": f"{len(instruct)} instruction rows and {len(chosen)} safety rows ({config.sim}), {config.order}",
