@@ -143,7 +143,7 @@ def list_splits(folder: str | Path, name: str | None = None) -> dict[str, list[P
             stem = file.name[
                 : -len(next(s for s in sorted(FILE_SUFFIXES, key=len, reverse=True) if file.name.endswith(s)))
             ]
-            out.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", stem), []).append(file)
+            out.setdefault(re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$", "", stem), []).append(file)
         if out:  # with a data/ folder, files beside it (a manifest, say) are no splits
             break
     return out
@@ -160,7 +160,7 @@ def _split_files(folder: Path, split: str | None, name: str | None) -> tuple[lis
     if split not in splits:
         raise unknown(f"split of {folder}:", split, sorted(splits))
     files = splits[split]
-    expected = re.search(r"-of-(\d{5})\.", files[0].name)
+    expected = re.search(r"-of-(\d{5})(-[0-9a-f]{16})?\.", files[0].name)
     if expected and int(expected.group(1)) != len(files):
         raise UserError(
             f"{folder} split {split} is incomplete: {len(files)} of {int(expected.group(1))} shards present"
