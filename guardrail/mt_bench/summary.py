@@ -14,7 +14,7 @@ from typing import Any
 from guardrail.mt_bench.answers import ALIGN_ANYTHING, FASTCHAT
 
 MIN_QUESTIONS_FOR_INTERVAL = 5  # with fewer, the bootstrap's interval is mostly chance
-SCORE_NAME = {FASTCHAT: "score_1_to_10", ALIGN_ANYTHING: "align_anything_score_0_to_10"}
+SCORE_NAME = {FASTCHAT: "score_1_to_10", ALIGN_ANYTHING: "score_0_to_10"}
 
 
 def measure_name(question_set: str, protocol: str) -> str:

@@ -198,5 +198,5 @@ def test_summary_by_hand():
 def test_the_two_measures_cannot_share_a_name():
     assert summary.metric_name("mt_bench", "fastchat") == "mt_bench_score_1_to_10"
     assert summary.metric_name("mt_bench", "align_anything") == (
-        "align_anything_old_protocol_on_mt_bench_align_anything_score_0_to_10"
+        "align_anything_old_protocol_on_mt_bench_score_0_to_10"
     )

@@ -136,9 +136,7 @@ def test_the_older_measure_has_its_own_folder_and_name(flags, tmp_path):
             [*flags, "--protocol=align_anything", "--judge_model=judge", f"--judge_base_url={server.base_url}"]
         )
         assert len(server.requests) == 3
-    assert (
-        headline["align_anything_old_protocol_on_custom_mt_bench_align_anything_score_0_to_10"] == 4
-    )  # (0 + 6 + 6) / 3
+    assert headline["align_anything_old_protocol_on_custom_mt_bench_score_0_to_10"] == 4  # (0 + 6 + 6) / 3
     assert read(tmp_path, "results.json")["metrics"]["measure"] == "custom_mt_bench"
     assert read(tmp_path, "align_anything_old_protocol", "results.json")["utility"]["n_failed"] == 1
 
