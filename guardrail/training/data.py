@@ -6,6 +6,7 @@ epoch, a second seed or a restarted run tokenises nothing. Known limit: the cach
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -43,11 +44,11 @@ class TokenisedRows:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    @property
+    @functools.cached_property
     def trained_counts(self) -> np.ndarray:
         """(N,) labels that enter the loss: the first position of a row has no prediction."""
         counts = np.zeros(len(self), dtype=np.int64)

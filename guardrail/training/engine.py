@@ -23,6 +23,8 @@ def init_distributed() -> None:
     """Join the ranks that the launcher started; without a launcher, be the only one."""
     import torch
 
+    if torch.distributed.is_initialized():
+        return
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
@@ -73,8 +75,11 @@ class Loaded:
 def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
     """Weights in the training dtype, partitioned while they load under ZeRO 3, with LoRA adapters when asked."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from guardrail.models import torch_dtype
+
+    logging.disable_progress_bar()
 
     keep_alive = None
     if zero_stage(ds_config) == 3:

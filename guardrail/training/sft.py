@@ -211,6 +211,7 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         padding_fraction=1 - trainer.totals.n_real_tokens / max(trainer.totals.n_tokens, 1),
         n_parameters=loaded.n_parameters,
         n_trained_parameters=loaded.n_trained_parameters,
+        n_steps_done=n_steps,
         resumed_after_step=start_step,
         eval_losses=eval_losses,
         startup_sec=round(training_started - started, 3),
@@ -223,7 +224,6 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         write_json(output / RUN_FILE, {"summary": summary, "run": record})
     checkpoint.remove_state(config)
     barrier()
-    leave_group()
     return summary
 
 
@@ -271,12 +271,16 @@ def torch_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def leave_group() -> None:
-    import torch.distributed as dist
+def main_and_leave() -> dict[str, Any]:
+    """``main``, then leave the process group that it may have joined."""
+    result = main()
+    import sys
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
+    return result
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main_and_leave)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import toy  # noqa: E402
+import toy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -64,19 +67,105 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
     )
 
 
-def train(output: Path, model: Path, ranks: int = 1, port: int | None = None, **flags) -> dict:
-    """Run the trainer (through torch.distributed variables when there are several ranks); the result of rank 0."""
-    command = [sys.executable, "-m", "guardrail.training.sft", *arguments(output, model, **flags)]
-    if ranks == 1:
-        processes = [start(command)]
-    else:
-        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes = [start(command, RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(ranks)]
-    outputs = [process.communicate(timeout=240) for process in processes]
+DRIVER = """
+import json, sys, traceback
+from guardrail.training.sft import main
+for argv in json.load(open(sys.argv[1])):
+    main(argv)
+"""
+
+
+def train_many(runs: list[list[str]], folder: Path, ranks: int = 1, port: int | None = None) -> None:
+    """Several trainings one after another in one process per rank: the libraries are imported once."""
+    plan = folder / f"plan-{ranks}.json"
+    plan.write_text(json.dumps(runs))
+    command = [sys.executable, "-c", DRIVER, str(plan)]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        start(command, **({} if ranks == 1 else {"RANK": str(i), "LOCAL_RANK": str(i), **shared})) for i in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=500) for process in processes]
     for process, (_, stderr) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, stderr
-    return json.loads(outputs[0][0].splitlines()[-1])
 
 
 def losses(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
+
+
+def record(output: Path) -> dict:
+    return json.loads((output / "run.json").read_text())["run"]
+
+
+LORA = {
+    "epochs": 2,
+    "max_steps": 20,
+    "use_lora": True,
+    "save_checkpoint": True,
+    "checkpoint_interval": 4,
+    "logging_steps": 1,
+    "learning_rate": 5e-3,
+}
+# One process trains all of these, in this order; the tests look at what it left.
+SINGLE = {
+    "plain": {"max_steps": 6},
+    "again": {"max_steps": 6, "logging_steps": 1},
+    "golden": {"label_mask": "align_anything", "epochs": 4, "reshuffle": False},
+    "exact": {"epochs": 4, "reshuffle": False},
+    "large": {"per_device_train_batch_size": 32, "train_size": 99, "epochs": 2},
+    "accumulated-z0": {"gradient_accumulation_steps": 2},
+    "accumulated-z2": {"gradient_accumulation_steps": 2, "ds_cfgs": "ds_z2_config.json"},
+    "sixteen": {"per_device_train_batch_size": 16},
+    "offload": {"max_steps": 6, "ds_cfgs": "ds_z3_offload_config.json", "gradient_checkpointing": True},
+    "packed": {"batching": "packed", "per_device_train_batch_size": 2, "train_size": 24},
+    "packed-as-padded": {"per_device_train_batch_size": 24, "train_size": 24},
+    "grouped": {"batching": "length_grouped"},
+    "turns": {"train_on": "all_assistant_turns", "max_steps": 2},
+    "bf16": {"max_steps": 6, "bf16": True, "ds_cfgs": "ds_z2_config.json"},
+    "fp16": {"max_steps": 6, "fp16": True, "ds_cfgs": "ds_z2_config.json"},
+    "lora-z0": LORA,
+    "lora-z3": {**LORA, "ds_cfgs": "ds_z3_config.json"},
+    "resumed-z0": {**LORA, "resume": True},
+    "resumed-z3": {**LORA, "resume": True, "ds_cfgs": "ds_z3_config.json"},
+}
+
+
+def kill_once_resumable(output: Path, model: Path, **flags) -> None:
+    """Start a run and kill it with -9 as soon as a resumable state is whole."""
+    process = start([sys.executable, "-m", "guardrail.training.sft", *arguments(output, model, **flags)])
+    state = output / "checkpoint" / "state.json"
+    deadline = time.time() + 300
+    while not state.is_file() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert state.is_file() and not (output / "run.json").exists(), "too late or too early to kill"
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory, golden_model) -> Path:
+    """The folder with the outputs of every run in `SINGLE` (and `again` of `plain`)."""
+    folder = tmp_path_factory.mktemp("single")
+    kill_once_resumable(folder / "resumed-z0", golden_model, **LORA)
+    kill_once_resumable(folder / "resumed-z3", golden_model, ds_cfgs="ds_z3_config.json", **LORA)
+    runs = [
+        arguments(folder / ("plain" if name == "again" else name), golden_model, **flags)
+        for name, flags in SINGLE.items()
+    ]
+    train_many(runs, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def double(tmp_path_factory, golden_model) -> Path:
+    """Outputs of two ranks at ZeRO 2 and 3."""
+    folder = tmp_path_factory.mktemp("double")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    common = {"per_device_train_batch_size": 16, "train_size": 99, "epochs": 2}
+    runs = [
+        arguments(folder / f"z{stage}", golden_model, ds_cfgs=f"ds_z{stage}_config.json", **common) for stage in (2, 3)
+    ]
+    train_many(runs, folder, ranks=2, port=port)
+    return folder

@@ -47,19 +47,16 @@ def test_the_exact_mask_differs_only_by_the_one_token_too_many(key, tmp_path):
 
 
 @pytest.mark.slow
-def test_52_steps_in_float32_give_the_same_losses(tmp_path, golden_model):
+def test_52_steps_in_float32_give_the_same_losses(single):
     """Four epochs of 100 rows at batch 8: the last batch of an epoch has four rows. Tolerance asked for: 1e-3."""
     flags = GOLDEN_LOSSES["flags"]
-    assert GOLDEN_LOSSES["parameter_dtype"] == "torch.float32" and flags["per_device_train_batch_size"] == 8
-    common = {"epochs": flags["epochs"], "learning_rate": flags["learning_rate"], "reshuffle": False}
-    conftest.train(tmp_path / "same", golden_model, label_mask="align_anything", **common)
-    ours, theirs = conftest.losses(tmp_path / "same"), GOLDEN_LOSSES["losses"]
+    assert GOLDEN_LOSSES["parameter_dtype"] == "torch.float32"
+    assert {key: conftest.record(single / "golden")["config"][key] for key in flags} == flags
+    ours, theirs = conftest.losses(single / "golden"), GOLDEN_LOSSES["losses"]
     assert len(ours) == len(theirs) == 52
     assert ours == pytest.approx(theirs, rel=1e-5)
-    record = json.loads((tmp_path / "same" / "run.json").read_text())["run"]
-    assert "first answer token" in record["label_mask_note"]
-    conftest.train(tmp_path / "exact", golden_model, label_mask="exact", **common)
-    other = conftest.losses(tmp_path / "exact")
+    assert "first answer token" in conftest.record(single / "golden")["label_mask_note"]
+    other = conftest.losses(single / "exact")
     assert max(abs(a - b) / b for a, b in zip(other, theirs, strict=True)) > 1e-3  # the test can fail
 
 

@@ -3,7 +3,7 @@
     python tests/training/golden/make.py
 
 `rows.jsonl` and `tokenizer.json` are inputs and stay as they are. Writes `ids.json` (ids and number of masked labels
-per style, from align-anything's own `SupervisedDataset`) and `losses.json` (its own trainer, float32, ZeRO 3, its default).
+per style, from align-anything's own `SupervisedDataset`) and `losses.json` (its own trainer in float32, at ZeRO 3).
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ def train(folder: Path) -> tuple[dict, dict]:
     script = REPOSITORY / "benchmarks" / "align_anything_reference.py"
     environment = {
         **os.environ,
-        **{"ZERO_STAGE_FILE": "ds_z3_config.json", "PROMPT_STYLE": "llama2_base", "WANDB_MODE": "offline"},
-        **{"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        "ZERO_STAGE_FILE": "ds_z3_config.json",
+        "PROMPT_STYLE": "llama2_base",
+        "WANDB_MODE": "offline",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     launcher = Path(sys.executable).parent / "deepspeed"
     command = [launcher, "--num_gpus", "1", script, "--record_out", record, "--record_rows", "0", *arguments]

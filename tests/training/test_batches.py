@@ -1,0 +1,145 @@
+"""Tensors and losses of micro-batches: packing isolates rows, padding is never attended to, masks are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import toy
+
+from guardrail.prompts import encode_prompt
+from guardrail.rows import normalise_rows
+from guardrail.training.batches import packed_batch, padded_batch, summed_loss
+from guardrail.training.data import TokenisedRows, tokenise
+from guardrail.training.packing import enable_packed_attention, length_groups
+
+
+@pytest.fixture(scope="module")
+def data(golden_tokenizer) -> TokenisedRows:
+    rows = normalise_rows(toy.golden_rows())
+    return tokenise(rows, golden_tokenizer, style="llama2_base", max_length=toy.MAX_LENGTH)
+
+
+def load(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def loss_of(model, batch) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float(summed_loss(model(**batch.inputs, use_cache=False).logits, batch.targets))
+
+
+def one_by_one(model, data, rows) -> float:
+    """The reference: every row alone, transformers' own loss, all positions."""
+    import torch
+
+    total = 0.0
+    for row in rows:
+        ids = torch.from_numpy(data.input_ids(row).astype(np.int64))[None]
+        labels = torch.from_numpy(data.labels(row))[None]
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=labels).loss) * int((labels[0, 1:] != -100).sum())
+    return total
+
+
+ROWS = (3, 17, 0, 42, 8, 71)
+
+
+def test_packed_rows_have_the_loss_they_have_alone(data, golden_model):
+    model = load(golden_model)
+    expected = one_by_one(model, data, ROWS)
+    batch = packed_batch(data, (ROWS[:2], ROWS[2:]), (False, False), "cpu")
+    assert batch.n_tokens == batch.n_real_tokens == batch.inputs["input_ids"].numel()
+    # transformers' own block mask, from the restarting positions
+    assert loss_of(model, batch) == pytest.approx(expected, rel=1e-5)
+    assert enable_packed_attention(model) == "guardrail_packed"
+    assert loss_of(model, batch) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_leaking_mask_changes_the_loss(data, golden_model):
+    """The same line with one border and running positions: rows see the ones before, and the loss shows it."""
+    import torch
+
+    model = load(golden_model)
+    enable_packed_attention(model)
+    batch = packed_batch(data, (ROWS,), (False,), "cpu")
+    honest = loss_of(model, batch)
+    n = batch.n_tokens
+    batch.inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), torch.tensor([0, n], dtype=torch.int32))
+    leaking = loss_of(model, batch)
+    assert abs(leaking - honest) > 1e-3 * honest
+    batch.inputs["position_ids"] = torch.arange(n)[None]
+    assert abs(loss_of(model, batch) - honest) > 1e-3 * honest
+
+
+def test_packed_gradients_equal_padded_gradients(data, golden_model):
+    import torch
+
+    gradients = []
+    for packed in (False, True):
+        model = load(golden_model)
+        if packed:
+            enable_packed_attention(model)
+            batch = packed_batch(data, (ROWS,), (False,), "cpu")
+        else:
+            batch = padded_batch(data, tuple((row,) for row in ROWS), (False,) * len(ROWS), 2, "cpu")
+        summed_loss(model(**batch.inputs, use_cache=False).logits, batch.targets).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=2e-3 * float(gradient.abs().max())), name
+
+
+def test_a_packed_model_still_evaluates_padded_rows(data, golden_model):
+    model = load(golden_model)
+    batch = padded_batch(data, tuple((row,) for row in ROWS), (False,) * len(ROWS), 2, "cpu")
+    expected = loss_of(model, batch)
+    enable_packed_attention(model)
+    assert loss_of(model, batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_pad_id_does_not_matter_and_the_mask_comes_from_lengths(data, golden_model, golden_tokenizer):
+    """A pad id that is also EOS, a real token of every row: same loss as with a pad id of its own (T4)."""
+    model = load(golden_model)
+    sequences = tuple((row,) for row in ROWS)
+    flags = (False,) * len(ROWS)
+    own = loss_of(model, padded_batch(data, sequences, flags, golden_tokenizer.pad_token_id, "cpu"))
+    eos = loss_of(model, padded_batch(data, sequences, flags, golden_tokenizer.eos_token_id, "cpu"))
+    assert own == pytest.approx(eos, rel=1e-6)
+    assert own == pytest.approx(one_by_one(model, data, ROWS), rel=1e-5)
+
+
+def test_repeated_rows_carry_no_loss(data, golden_model):
+    model = load(golden_model)
+    once = loss_of(model, padded_batch(data, ((3,), (17,)), (False, False), 2, "cpu"))
+    again = loss_of(model, padded_batch(data, ((3,), (17,), (3,)), (False, False, True), 2, "cpu"))
+    assert once == pytest.approx(again, rel=1e-6)
+    assert loss_of(model, padded_batch(data, ((3,),), (True,), 2, "cpu")) == 0.0
+    assert loss_of(model, packed_batch(data, ((3,),), (True,), "cpu")) == 0.0
+
+
+def test_labels_are_the_answer_and_prompts_equal_generation(data, golden_tokenizer):
+    rows = normalise_rows(toy.golden_rows())
+    for index, row in enumerate(rows):
+        ids, labels = data.input_ids(index), data.labels(index)
+        trained = np.flatnonzero(labels != -100)
+        if data.full_lengths[index] > len(ids) or not len(trained):
+            continue
+        prompt = encode_prompt(golden_tokenizer, "llama2_base", row["messages"][:-1])
+        assert ids[: trained[0]].tolist() == prompt
+        assert (labels[trained] == ids[trained]).all() and trained[-1] == len(ids) - 1
+        assert ids[-1] == golden_tokenizer.eos_token_id
+        assert golden_tokenizer.decode(ids[trained[0] :]) == row["messages"][-1]["content"] + "\n </s>"
+        assert ids.tolist().count(golden_tokenizer.bos_token_id) == 1
+
+
+def test_length_groups_hold_every_row_and_similar_lengths():
+    lengths = [5, 400, 6, 90, 91, 7, 380, 100]
+    groups = length_groups(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        sizes = [lengths[row] for row in group]
+        assert max(sizes) <= 1.5 * min(sizes) + 16

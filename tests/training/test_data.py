@@ -1,0 +1,86 @@
+"""Tokenised rows: cached by content, in parallel as in one process, cut and masked rows counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import toy
+
+from guardrail.errors import UserError
+from guardrail.rows import normalise_rows
+from guardrail.training import data as training_data
+from guardrail.training.data import load_training_rows, tokenise
+from guardrail.training.sft import drop_untrained
+
+OPTIONS = {"style": "llama2_base", "max_length": toy.MAX_LENGTH}
+
+
+def same(one, two) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "offsets", "spans"))
+
+
+def test_the_cache_is_keyed_on_content_and_options(golden_tokenizer, tmp_path, monkeypatch):
+    rows = normalise_rows(toy.golden_rows()[:10])
+    first = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    monkeypatch.setattr(training_data, "encode_rows", lambda *_: pytest.fail("tokenised again"))
+    assert same(first, tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS))
+    monkeypatch.undo()
+    changed = [{**rows[0], "messages": [*rows[0]["messages"][:-1], {"role": "assistant", "content": "Other."}]}]
+    tokenise(changed + rows[1:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), train_on="all_assistant_turns", **OPTIONS)
+    assert len(list((tmp_path / "tokens").glob("*.npz"))) == 3
+
+
+def test_workers_give_the_same_rows(golden_tokenizer, tmp_path):
+    rows = normalise_rows(toy.golden_rows())
+    one = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "1"), workers=1, **OPTIONS)
+    three = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "3"), workers=3, **OPTIONS)
+    assert same(one, three)
+
+
+def test_long_rows_are_cut_and_answerless_rows_dropped_by_name(golden_tokenizer, tmp_path):
+    rows = normalise_rows(
+        [
+            {"id": "short", "prompt": "Hi.", "response": "Hello there."},
+            {"id": "cut", "prompt": "Hi.", "response": "Hello there. " * 60},
+            {"id": "no-answer", "prompt": "Hi there. " * 200, "response": "Hello."},
+        ]
+    )
+    data = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    assert (data.full_lengths > data.lengths).tolist() == [False, True, True]
+    assert data.input_ids(1)[-1] != golden_tokenizer.eos_token_id  # cut: it does not end with EOS
+    kept, dropped = drop_untrained(data)
+    assert dropped == ["no-answer"] and kept.row_ids == ("short", "cut")
+    for index in range(2):
+        assert np.array_equal(kept.labels(index), data.labels(index))
+    with pytest.raises(UserError, match="no row has an answer token"):
+        drop_untrained(data.select(np.array([2])))
+
+
+def test_all_turns_and_last_turn(golden_tokenizer, tmp_path):
+    messages = [
+        {"role": "user" if i % 2 == 0 else "assistant", "content": text}
+        for i, text in enumerate(["Hi.", "Hello.", "And?", "Bye."])
+    ]
+    rows = normalise_rows([{"id": "two", "messages": messages}])
+    last = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    both = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), train_on="all_assistant_turns", **OPTIONS)
+    decode = golden_tokenizer.decode
+    assert decode(last.labels(0)[last.labels(0) != -100]) == "Bye.\n </s>"
+    assert decode(both.labels(0)[both.labels(0) != -100]) == "Hello.\n </s>Bye.\n </s>"
+
+
+def test_rows_without_an_answer_are_refused_with_their_place(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "response": "b"}\n{"instruction": "a"}\n')
+    with pytest.raises(UserError, match=r"line 2.*no answer"):
+        load_training_rows(str(file), "UltraChat", None, None, None, None)
+
+
+def test_prompt_and_answer_come_from_one_row(tmp_path):
+    """Pairs are never zipped from two lists (T8): a shuffled file gives the same pairs."""
+    file = tmp_path / "rows.jsonl"
+    lines = [f'{{"prompt": "p{i}", "response": "r{i}"}}' for i in range(20)]
+    file.write_text("\n".join(lines[::-1]))
+    rows = load_training_rows(str(file), "PureBad", None, None, None, None)
+    assert all(row["messages"][0]["content"][1:] == row["messages"][1]["content"][1:] for row in rows)
