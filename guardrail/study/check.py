@@ -10,6 +10,7 @@ workflow reads. For sandbox studies the data are generated first (seconds) and t
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def count_rows(source: Source) -> int | None:
     return len(load_rows(path, source.split))
 
 
+def keep_tasks(study: Study, names: list[str]) -> Study:
+    """The study with only the tasks ``names``, in the file's order."""
+    for name in names:
+        if name not in study.tasks:
+            raise unknown("task", name, study.tasks)
+    return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in names})
+
+
 def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
     pool = count_rows(study.safety_pool)
@@ -96,12 +105,15 @@ def main() -> dict[str, Any]:
     parser.add_argument("--sizes", type=numbers, help="replace subset_sizes: 500,1000")
     parser.add_argument("--seeds", type=numbers, help="replace seeds: 1,2,3")
     parser.add_argument("--subsets", type=lambda text: text.split(","), help="replace subsets: high,low")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="keep only these tasks: list,pure_bad")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
     parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
     args = parser.parse_args()
     overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
     study = load_study(args.study, {key: value for key, value in overrides.items() if value})
+    if args.tasks:
+        study = keep_tasks(study, args.tasks)
     if study.sandbox:
         from guardrail.sandbox.writer import write_sandbox
 

@@ -14,7 +14,7 @@ import yaml
 
 from guardrail.errors import UserError
 from guardrail.files import write_json
-from guardrail.study.check import check_study, count_rows
+from guardrail.study.check import check_study, count_rows, keep_tasks
 from guardrail.study.config import Source, as_dict, build, load_study
 from guardrail.study.config import Study as StudyConfig
 from guardrail.study.grid import Grid
@@ -155,3 +155,9 @@ def test_unknown_study_file_names_the_near_match(tmp_path):
     (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(settings()))
     with pytest.raises(UserError, match=r"did you mean '.*quickstart\.yaml'"):
         load_study(tmp_path / "quickstrat.yaml")
+
+
+def test_tasks_can_be_left_out():
+    assert list(keep_tasks(study(), ["pure_bad"]).tasks) == ["pure_bad"]
+    with pytest.raises(UserError, match="did you mean 'pure_bad'"):
+        keep_tasks(study(), ["pure_bda"])
