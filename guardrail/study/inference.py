@@ -69,6 +69,11 @@ def crossed_spread(values: np.ndarray) -> Spread:
     cells = as_cells(values)
     R, P = cells.shape
     mean = cells.mean()
+    if np.ptp(cells) == 0:
+        # All equal: no variance seen is not no variance. What other prompts could add is bounded as Wilson bounds a
+        # share of which 0 in P were seen.
+        student = Spread(0.0, 0.0, 1, P).quantile()
+        return Spread(_wilson(0.0, P, student)[1] / student, 0.0, 1, P)
     prompts = R * cells.mean(axis=0).var(ddof=1)
     if R == 1:
         return Spread(float(np.sqrt(prompts / P)), 0.0, R, P)
@@ -76,8 +81,6 @@ def crossed_spread(values: np.ndarray) -> Spread:
     residual = cells - cells.mean(axis=1, keepdims=True) - cells.mean(axis=0) + mean
     noise = float((residual**2).sum() / ((R - 1) * (P - 1)))
     total = max(seeds + prompts - noise, seeds, prompts)  # never below what one factor alone gives
-    if total == 0:
-        return Spread(0.0, 0.0, R, P)
     # The seeds' mean square holds noise as well. Their share with it makes intervals too wide where seeds do not
     # differ, their share without it too narrow where they do; the middle covers 93-97% in both cases.
     share = (seeds / (seeds + prompts) + max(seeds - noise, 0.0) / total) / 2
@@ -96,8 +99,9 @@ def crossed_bootstrap(
     R, P = cells.shape
     mean, spread = float(cells.mean()), crossed_spread(cells)
     t = spread.quantile(0.5 + level / 2)
-    low = high = mean
-    if spread.standard_error > 0:
+    if np.ptp(cells) == 0:
+        low, high = mean - t * spread.standard_error, mean + t * spread.standard_error
+    else:
         rng = np.random.default_rng(seed)
         of_seeds = rng.multinomial(R, np.full(R, 1 / R), n_resamples) / R
         of_prompts = rng.multinomial(P, np.full(P, 1 / P), n_resamples) / P
@@ -109,7 +113,7 @@ def crossed_bootstrap(
         low, high = mean - scale * (mean - low_draw), mean + scale * (high_draw - mean)
     if rate:
         if min(mean, 1 - mean) * P < RARE:
-            effective = min(mean * (1 - mean) / spread.standard_error**2, R * P) if spread.standard_error > 0 else P
+            effective = min(mean * (1 - mean) / spread.standard_error**2, R * P) if 0 < mean < 1 else P
             low, high = _wilson(mean, effective, t)
         low, high = max(0.0, low), min(1.0, high)
     return mean, float(low), float(high)

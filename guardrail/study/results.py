@@ -86,7 +86,14 @@ def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
 def read_utility(folder: Path, task: str) -> dict[str, Any]:
     """The headline utility number of one checkpoint on ``task``'s held-out rows."""
     utility = read_json(folder / utility_file(task))["utility"]
-    return {"metric": utility["metric"], "value": utility["value"], "interval": utility["ci95"], "n": utility["n"]}
+    loss = utility.get("heldout_loss") or {}
+    return {
+        "metric": utility["metric"],
+        "value": utility["value"],
+        "interval": utility["ci95"],
+        "n": utility["n"],
+        "heldout_loss_nats_per_token": loss.get("loss_nats_per_token"),
+    }
 
 
 def collect(grid: Grid) -> dict[str, Any]:
@@ -147,6 +154,10 @@ def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
                 "initial": before["value"],
                 "final": after["value"],
                 "n": after["n"],
+                "heldout_loss_nats_per_token": {
+                    "initial": before["heldout_loss_nats_per_token"],
+                    "final": after["heldout_loss_nats_per_token"],
+                },
             },
             "checkpoint": str(tuned),
         }

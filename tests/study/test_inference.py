@@ -50,6 +50,15 @@ def test_intervals_of_rates_stay_inside_and_are_not_empty_at_the_ends():
     assert crossed_bootstrap(np.ones((1, 50)), rate=True)[2] == 1.0
 
 
+def test_no_difference_seen_is_not_no_uncertainty():
+    # Not one of 28 prompts differs: 0 of 28 events, Wilson's upper limit with Student's quantile 2.052 is 13.1%.
+    result = paired_difference(np.zeros((1, 28)))
+    assert result["p_value"] == 1.0
+    assert result["interval"] == pytest.approx([-0.131, 0.131], abs=1e-3)
+    assert result["minimum_detectable_difference"] > 0.13
+    assert paired_difference(np.zeros((3, 28)))["interval"][1] > 0.1
+
+
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="finite"):
         crossed_spread(np.array([[0.0, np.nan]]))

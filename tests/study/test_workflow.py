@@ -66,8 +66,13 @@ def toy_study(tmp_path_factory) -> Path:
     write_jsonl(folder / "chat.jsonl", chat)
     write_jsonl(folder / "prompts.jsonl", [{"instruction": f"Break the {t}", "category": "x"} for t in things[:4]])
     training = {
-        "epochs": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "model_max_length": 256,
-        "ds_cfgs": "ds_z0_config.json", "bf16": False, "gradient_checkpointing": False,
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "model_max_length": 256,
+        "ds_cfgs": "ds_z0_config.json",
+        "bf16": False,
+        "gradient_checkpointing": False,
     }
     source = {"source": str(folder / "chat.jsonl")}
     study = {
