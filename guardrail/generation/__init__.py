@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guardrail.errors import unknown
+from guardrail.errors import UserError, unknown
 from guardrail.generation.interface import Backend, Completion, Request, SamplingOptions, row_seed
 from guardrail.generation.runner import generate_resumable
 from guardrail.prompts import check_style, stop_strings
@@ -28,6 +28,8 @@ __all__ = [
     "Completion",
     "Request",
     "SamplingOptions",
+    "backend_of",
+    "check_engine_options",
     "generate_resumable",
     "make_backend",
     "row_seed",
@@ -87,3 +89,30 @@ def make_backend(
     from guardrail.generation.server import ServerBackend
 
     return ServerBackend(model_name_or_path, base_url=base_url, served_model_name=served_model_name, **common)
+
+
+def check_engine_options(config: Any) -> None:
+    """Refuse options of a stage's ``config`` that its ``generation_backend`` could not honour (``UserError``)."""
+    if config.generation_backend not in BACKENDS:
+        raise unknown("generation backend", config.generation_backend, BACKENDS)
+    if config.generation_backend != "openai" and (config.base_url or config.served_model_name):
+        raise UserError("--base_url and --served_model_name need --generation_backend openai")
+    if config.generation_backend != "vLLM" and max(config.tensor_parallel_size, config.data_parallel_size) > 1:
+        raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
+
+
+def backend_of(config: Any, prompt_style: str) -> Backend:
+    """The backend that a stage's ``config`` asks for: the flags that all generating entry points share."""
+    return make_backend(
+        config.generation_backend,
+        config.model_name_or_path,
+        torch_dtype=config.torch_dtype,
+        prompt_style=prompt_style,
+        trust_remote_code=config.trust_remote_code,
+        batch_rows=config.batch_size_per_device,
+        batch_tokens=config.batch_tokens,
+        tensor_parallel_size=config.tensor_parallel_size,
+        data_parallel_size=config.data_parallel_size,
+        base_url=config.base_url,
+        served_model_name=config.served_model_name,
+    )

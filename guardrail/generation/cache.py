@@ -20,8 +20,8 @@ class InPlaceLayer(DynamicLayer):
         self.capacity = capacity
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        if not self.is_initialized:  # not the library's own: its signature changed between versions
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.key_buffer = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
             self.value_buffer = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
             self.length = 0

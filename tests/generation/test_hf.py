@@ -47,6 +47,41 @@ def test_greedy_equals_transformers_generate_row_by_row(tiny_model, requests):
         assert found.n_prompt_tokens == len(request.prompt_ids)
 
 
+def test_greedy_equals_transformers_generate_with_sliding_windows(tiny_tokenizer, requests, tmp_path):
+    """Gemma-2: every other layer sees 8 tokens only and keeps the library's own cache layer."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    backend = make_backend("hf", str(tmp_path), torch_dtype="float32")
+    plain = {c.id: c for c in backend.generate(requests, SamplingOptions(max_new_tokens=14))}
+    for request in requests:
+        out = backend.model.generate(torch.tensor([request.prompt_ids]), max_new_tokens=14, do_sample=False)
+        expected = out[0, len(request.prompt_ids) :].tolist()
+        assert plain[request.id].token_ids == [t for t in expected if t != 1]
+    end = plain[requests[0].id].token_ids[2]  # rows leave the batch while windows slide
+    backend.__dict__["eos_ids"] = (end,)
+    for one in backend.generate(requests, SamplingOptions(max_new_tokens=14)):
+        ids = plain[one.id].token_ids
+        assert one.token_ids == (ids[: ids.index(end)] if end in ids else ids)
+
+
 def test_rows_that_end_early_leave_and_the_others_go_on(tiny_model, requests):
     """With a token of the answers as EOS, rows end at different steps; every row is cut at its own first one."""
     plain = greedy(tiny_model, requests, n=24)
