@@ -19,7 +19,15 @@ from guardrail.cli import log
 from guardrail.distributed import broadcast, is_main, process_group, world_size
 from guardrail.errors import UserError, unknown
 from guardrail.files import read_json, write_json
-from guardrail.generation import Completion, Request, SamplingOptions, generate_resumable, make_backend, row_seed
+from guardrail.generation import (
+    Completion,
+    Request,
+    SamplingOptions,
+    backend_of,
+    check_engine_options,
+    generate_resumable,
+    row_seed,
+)
 from guardrail.generation.runner import clear_parts
 from guardrail.prompts import apply_eval_template, check_style, encode_prompt, template_module
 from guardrail.provenance import fingerprint, run_record
@@ -92,10 +100,7 @@ class SafetyConfig:
             raise UserError(f"{self.safety_bench} needs --num_prefix_tokens K with K of at least 1")
         if self.samples_per_prompt > 1 and not self.do_sample:
             raise UserError("--samples_per_prompt above 1 with --do_sample False gives the same answer again and again")
-        if self.generation_backend != "openai" and (self.base_url or self.served_model_name):
-            raise UserError("--base_url and --served_model_name need --generation_backend openai")
-        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
-            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
+        check_engine_options(self)
         self.sampling()
         return self
 
@@ -180,19 +185,7 @@ def evaluate_safety(config: SafetyConfig) -> dict[str, Any] | None:
         if broadcast(_is_done(config.results_file(), key) if is_main() else None):
             log(f"{config.results_file()} is up to date")
             return _headline(config, read_json(config.results_file()), reused=True) if is_main() else None
-        backend = make_backend(
-            config.generation_backend,
-            config.model_name_or_path,
-            torch_dtype=config.torch_dtype,
-            prompt_style=config.prompt_style,
-            trust_remote_code=config.trust_remote_code,
-            batch_rows=config.batch_size_per_device,
-            batch_tokens=config.batch_tokens,
-            tensor_parallel_size=config.tensor_parallel_size,
-            data_parallel_size=config.data_parallel_size,
-            base_url=config.base_url,
-            served_model_name=config.served_model_name,
-        )
+        backend = backend_of(config, config.prompt_style)
         requests, prompts = build_requests(backend.tokenizer, config, bench)
         log(
             f"{bench.name}: {len(bench.rows)} prompts x {config.samples_per_prompt} samples, {world_size()} process(es)"

@@ -49,7 +49,7 @@ class MTBenchConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        from guardrail.generation import BACKENDS
+        from guardrail.generation import check_engine_options
         from guardrail.models import DTYPES
 
         if not re.fullmatch(r"[\w.+-]+", self.model_id) or self.model_id.startswith("."):
@@ -63,16 +63,12 @@ class MTBenchConfig:
         for flag, value, known in (
             ("torch_dtype", self.torch_dtype, DTYPES),
             ("judge_torch_dtype", self.judge_torch_dtype, DTYPES),
-            ("generation_backend", self.generation_backend, BACKENDS),
             ("judge_backend", self.judge_backend, JUDGE_BACKENDS),
             ("protocol", self.protocol, answering.PROTOCOLS),
         ):
             if value not in known:
                 raise unknown(f"value for --{flag}:", value, known)
-        if self.generation_backend != "openai" and (self.base_url or self.served_model_name):
-            raise UserError("--base_url and --served_model_name need --generation_backend openai")
-        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
-            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
+        check_engine_options(self)
         if self.judge_base_url and (self.judge_model is None or self.judge_backend != "openai"):
             raise UserError("--judge_base_url needs --judge_model and --judge_backend openai")
         if self.judge_timeout_sec <= 0 or self.judge_max_retries < 0:

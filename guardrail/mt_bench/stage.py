@@ -158,26 +158,13 @@ def _answer(
     config: MTBenchConfig, questions: QuestionSet, work: Path, answers_key: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The answers, and how they were made; on every rank."""
-    from guardrail.generation import make_backend
+    from guardrail.generation import backend_of
     from guardrail.utility.context import backend_context
 
     if config.answers is not None:
         return answering.read_model_answer(Path(config.answers), questions), {"backend": "file"}
-    model = str(config.model_name_or_path)
     style, reason = _choose_style(config)
-    backend = make_backend(
-        config.generation_backend,
-        model,
-        torch_dtype=config.torch_dtype,
-        prompt_style=style,
-        trust_remote_code=config.trust_remote_code,
-        batch_rows=config.batch_size_per_device,
-        batch_tokens=config.batch_tokens,
-        tensor_parallel_size=config.tensor_parallel_size,
-        data_parallel_size=config.data_parallel_size,
-        base_url=config.base_url,
-        served_model_name=config.served_model_name,
-    )
+    backend = backend_of(config, style)
     rows = answering.answer_questions(
         backend, style, questions, config.answer_options(), backend_context(backend), work, answers_key
     )

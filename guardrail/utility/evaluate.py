@@ -63,7 +63,7 @@ class UtilityConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        from guardrail.generation import BACKENDS
+        from guardrail.generation import check_engine_options
         from guardrail.models import DTYPES
         from guardrail.safety_eval import MODEL_FAMILIES
 
@@ -79,8 +79,7 @@ class UtilityConfig:
             )
         if self.torch_dtype not in DTYPES:
             raise unknown("value for --torch_dtype:", self.torch_dtype, DTYPES)
-        if self.generation_backend not in BACKENDS:
-            raise unknown("generation backend", self.generation_backend, BACKENDS)
+        check_engine_options(self)
         if self.wants_loss and self.generation_backend != "hf":
             raise UserError(
                 f"the held-out loss is computed with --generation_backend hf, not {self.generation_backend}; "
@@ -88,10 +87,6 @@ class UtilityConfig:
             )
         if self.samples_per_prompt > 1 and not self.do_sample:
             raise UserError("--samples_per_prompt above 1 repeats one greedy answer; add --do_sample True")
-        if self.generation_backend != "openai" and (self.base_url or self.served_model_name):
-            raise UserError("--base_url and --served_model_name need --generation_backend openai")
-        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
-            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
         if not self.save_path.endswith(".json"):
             raise UserError(f"--save_path names the results file and ends with .json; got {self.save_path!r}")
 
@@ -221,21 +216,9 @@ def _loss_rows(task: TaskRows) -> list[dict[str, Any]]:
 
 
 def _make_backend(config: UtilityConfig) -> Any:
-    from guardrail.generation import make_backend
+    from guardrail.generation import backend_of
 
-    return make_backend(
-        config.generation_backend,
-        config.model_name_or_path,
-        torch_dtype=config.torch_dtype,
-        prompt_style=config.style,
-        trust_remote_code=config.trust_remote_code,
-        batch_rows=config.batch_size_per_device,
-        batch_tokens=config.batch_tokens,
-        tensor_parallel_size=config.tensor_parallel_size,
-        data_parallel_size=config.data_parallel_size,
-        base_url=config.base_url,
-        served_model_name=config.served_model_name,
-    )
+    return backend_of(config, config.style)
 
 
 def generate_rows(
