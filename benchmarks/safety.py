@@ -9,6 +9,7 @@ Measured, interleaved and repeated, best of the repeats each (other load on the 
   (when this environment, ``.venv-vllm`` or VLLM_PYTHON has it; in its own process, start-up not counted);
 * moderation: row by row against batched by length.
 
+``ratios`` are of wall time; ``ratios_cpu_time`` of processor time, which other load on the machine hardly touches.
 All generators get the same prompts of mixed lengths as token ids, greedy, and must give the same answers. Without
 ``--model`` a random LLaMA of the sandbox's size is made: it rarely ends a row early, so "mixed lengths" are given as a
 limit per row by a token of its own answers used as EOS. Known limit: ratios of tiny models on CPU say nothing about 7B.
@@ -43,14 +44,15 @@ options = SamplingOptions(max_new_tokens=work["max_new_tokens"])
 started = time.perf_counter()
 backend.generate(requests[:2], options)
 start_sec = time.perf_counter() - started
-seconds = []
+seconds, cpu = [], []
 for _ in range(repeats):
     backend.engine.reset_prefix_cache()
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     done = backend.generate(requests, options)
     seconds.append(time.perf_counter() - started)
+    cpu.append(time.process_time() - started_cpu)
 rows = {c.id: c.token_ids for c in done}
-json.dump({"seconds": seconds, "start_sec": start_sec, "rows": rows}, open(output, "w"))
+json.dump({"seconds": seconds, "cpu": cpu, "start_sec": start_sec, "rows": rows}, open(output, "w"))
 """
 
 
@@ -146,10 +148,34 @@ def reference_generate(model, requests: list, max_new_tokens: int, pad: int, eos
     return out
 
 
-def timed(work) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
+class Clock:
+    """Wall and processor seconds of named pieces of work, every repeat."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+
+    def run(self, name: str, work):
+        started, started_cpu = time.perf_counter(), time.process_time()
+        result = work()
+        self.add(name, time.perf_counter() - started, time.process_time() - started_cpu)
+        return result
+
+    def add(self, name: str, wall: float, cpu: float) -> None:
+        self.wall.setdefault(name, []).append(wall)
+        self.cpu.setdefault(name, []).append(cpu)
+
+    def ratio(self, slow: str, fast: str, cpu: bool = False) -> float | None:
+        """How many times faster ``fast`` is than ``slow``: best repeat of each."""
+        times = self.cpu if cpu else self.wall
+        return min(times[slow]) / min(times[fast]) if fast in times and min(times[fast]) > 0 else None
+
+    def report(self, n: int) -> dict:
+        return {
+            "wall_sec": {name: [round(t, 4) for t in times] for name, times in self.wall.items()},
+            "cpu_sec": {name: [round(t, 4) for t in times] for name, times in self.cpu.items()},
+            "rows_per_sec": {name: round(n / min(times), 3) for name, times in self.wall.items()},
+        }
 
 
 def early_end(rows: dict[str, list[int]], max_new_tokens: int) -> int:
@@ -176,14 +202,11 @@ def bench_generation(model: str, dtype: str, random_model: bool, n: int, new: in
         backend.model.generation_config.save_pretrained(model)
         backend.__dict__.pop("eos_ids", None)
     eos = list(backend.eos_ids)
-    seconds: dict[str, list[float]] = {"reference": [], "hf": []}
+    clock = Clock()
+    pad = backend.tokenizer.pad_token_id
     for _ in range(repeats):
-        took, theirs = timed(
-            lambda: reference_generate(backend.model, requests, new, backend.tokenizer.pad_token_id, eos)
-        )
-        seconds["reference"].append(took)
-        took, ours = timed(lambda: backend.generate(requests, options))
-        seconds["hf"].append(took)
+        theirs = clock.run("reference", lambda: reference_generate(backend.model, requests, new, pad, eos))
+        ours = clock.run("hf", lambda: backend.generate(requests, options))
         same = sum(c.token_ids == theirs[c.id] for c in ours)
     rows = {c.id: c.token_ids for c in ours}
     start_sec = None
@@ -199,7 +222,9 @@ def bench_generation(model: str, dtype: str, random_model: bool, n: int, new: in
                 log(done.stderr[-2000:])
                 raise RuntimeError("the vLLM measurement failed; its last words are above")
             found = json.loads((Path(folder) / "out.json").read_text())
-        seconds["vllm"], start_sec = found["seconds"], found["start_sec"]
+        start_sec = found["start_sec"]
+        for wall, cpu in zip(found["seconds"], found["cpu"], strict=True):
+            clock.add("vllm", wall, cpu)
         same_vllm = sum(found["rows"][i] == rows[i] for i in rows)
     lengths = sorted(len(r) for r in rows.values())
     report = {
@@ -210,15 +235,12 @@ def bench_generation(model: str, dtype: str, random_model: bool, n: int, new: in
             "max": max(len(r.prompt_ids) for r in requests),
         },
         "completion_tokens": {"min": lengths[0], "median": lengths[n // 2], "max": lengths[-1], "sum": sum(lengths)},
-        "seconds": {name: [round(s, 4) for s in values] for name, values in seconds.items()},
-        "completions_per_sec": {name: round(n / min(values), 3) for name, values in seconds.items()},
+        **clock.report(n),
         "vllm_start_sec": start_sec,
         "rows_equal_reference_and_hf": same,
         "rows_equal_hf_and_vllm": same_vllm,
     }
-    ratios = {"hf_over_reference": min(seconds["reference"]) / min(seconds["hf"])}
-    ratios["vllm_over_hf"] = min(seconds["hf"]) / min(seconds["vllm"]) if "vllm" in seconds else None
-    return report, ratios
+    return report, {"hf_over_reference": ("reference", "hf"), "vllm_over_hf": ("hf", "vllm")}, clock
 
 
 def bench_moderation(model: str, n: int, repeats: int):
@@ -234,12 +256,10 @@ def bench_moderation(model: str, n: int, repeats: int):
     moderation = ModerationModel(model)
     texts = [encode_pair(moderation.tokenizer, a.question, a.text)[0][:512] for a in answers]
     classify_batch(moderation.model, texts[:2])
-    seconds: dict[str, list[float]] = {"rowwise": [], "batched": []}
+    clock = Clock()
     for _ in range(repeats):
-        took, alone = timed(lambda: [classify_batch(moderation.model, [text])[0] for text in texts])
-        seconds["rowwise"].append(took)
-        took, scores = timed(lambda: moderation.score(answers))
-        seconds["batched"].append(took)
+        alone = clock.run("rowwise", lambda: [classify_batch(moderation.model, [text])[0] for text in texts])
+        scores = clock.run("batched", lambda: moderation.score(answers))
     difference = max(
         abs(a - b)
         for row, score in zip(alone, scores, strict=True)
@@ -248,11 +268,10 @@ def bench_moderation(model: str, n: int, repeats: int):
     report = {
         "n": n,
         "text_tokens": {"min": min(map(len, texts)), "max": max(map(len, texts))},
-        "seconds": {name: [round(s, 4) for s in values] for name, values in seconds.items()},
-        "texts_per_sec": {name: round(n / min(values), 3) for name, values in seconds.items()},
+        **clock.report(n),
         "max_probability_difference": difference,
     }
-    return report, {"moderation_over_rowwise": min(seconds["rowwise"]) / min(seconds["batched"])}
+    return report, {"moderation_over_rowwise": ("rowwise", "batched")}, clock
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -283,21 +302,29 @@ def main(argv: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         made = make_models(Path(folder)) if None in (args.model, args.moderation_model) else ("", "")
         model, moderation = args.model or made[0], args.moderation_model or made[1]
-        generation, ratios = bench_generation(
+        generation, pairs, clock = bench_generation(
             model, args.torch_dtype, args.model is None, args.n, args.max_new_tokens, args.repeats, vllm
         )
-        judged, more = bench_moderation(moderation, args.n_moderation, args.repeats)
-    ratios = {name: None if value is None else round(value, 3) for name, value in (ratios | more).items()}
+        judged, more, judge_clock = bench_moderation(moderation, args.n_moderation, args.repeats)
+    ratios, ratios_cpu = (
+        {
+            name: None if (value := measured.ratio(*pair, cpu=cpu)) is None else round(value, 3)
+            for names, measured in ((pairs, clock), (more, judge_clock))
+            for name, pair in names.items()
+        }
+        for cpu in (False, True)
+    )
     config = {**vars(args), "vllm_python": None if vllm is None else Path(vllm).name}
     document = {
         "ratios": ratios,
+        "ratios_cpu_time": ratios_cpu,
         "generation": generation,
         "moderation": judged,
         "run": run_record("benchmark_safety", config, n=args.n, seeds={"prompts": 1, "pairs": 2}),
     }
     if args.output:
         write_json(args.output, document)
-    return {"ratios": ratios, "generation": generation, "moderation": judged, "output": args.output}
+    return {name: document[name] for name in ("ratios", "ratios_cpu_time", "generation", "moderation")}
 
 
 if __name__ == "__main__":
