@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--torch_dtype", default="auto", help="the model's dtype (auto: bfloat16 on GPU, float32 on CPU)")
     add("--dtype", default="auto", help="stored dtype: float32, bfloat16, float16 (auto: as computed)")
     add("--architecture", default="auto", choices=o.ARCHITECTURES, help="causal LM or encoder")
-    add("--batch_tokens", type=positive_int, help="padded tokens per batch (default: 4096 on CPU, searched on GPU)")
+    add("--batch_tokens", type=positive_int, help="padded tokens per batch (default: 1024 on CPU, searched on GPU)")
     add("--backend", default="hf", choices=o.BACKENDS, help="transformers, or vLLM's pooling mode")
     add("--export_pt", type=boolean, default=True, help="also write reps-full.pt")
     add("--overwrite", type=boolean, default=False, help="replace a store of other data")

@@ -57,7 +57,7 @@ def extract_representations(
 
     Args:
         source: where the rows come from (``{"path": ..., "split": ...}``), for the manifest.
-        batch_tokens: padded tokens per batch; ``None`` picks 4096 on a CPU and searches on a GPU.
+        batch_tokens: padded tokens per batch; ``None`` picks 1024 on a CPU and searches on a GPU.
         overwrite: replace a store of another data set.
 
     Raises ``UserError``: a store of another data set is in the way, non-finite representations (with the row ids),

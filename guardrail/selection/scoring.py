@@ -19,7 +19,7 @@ import torch
 from guardrail.errors import UserError
 
 BUDGET_BYTES = 160 << 20
-MAX_BLOCK_ROWS = 2048
+MAX_BLOCK_ROWS = 4096
 MAX_COPY_BYTES = 48 << 20  # unit anchors are kept whole up to this size, made block by block above it
 
 
@@ -31,9 +31,9 @@ def pick_scoring_device() -> torch.device:
 
 
 def block_rows(width: int, budget_bytes: int = BUDGET_BYTES) -> int:
-    """Rows per block b with three (b, D) float32 buffers and two (b, b) products inside the budget."""
+    """Rows per block b with two (b, D) float32 copies, a (b, b) product and a (b, b) mask inside the budget."""
     b = MAX_BLOCK_ROWS
-    while b > 16 and 4 * (3 * b * width + 2 * b * b) > budget_bytes:
+    while b > 16 and 8 * b * width + 5 * b * b > budget_bytes:
         b //= 2
     return b
 
