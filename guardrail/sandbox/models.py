@@ -2,11 +2,12 @@
 
     base        LLaMA, trained on split ``base``; complies with everything
     chat        base + split ``instruct``, no safety data: the model that representations come from
-    moderation  LlamaForSequenceClassification with Beaver-Dam's 14 labels, trained on ``moderation_train``
+    moderation  LlamaForSequenceClassification with Beaver-Dam's 14 labels: the base model's body, ``moderation_train``
 
-``base`` then ``chat`` train in one process and ``moderation`` in another, one thread each, so that weights do not
-depend on how many cores there are. Each folder appears whole or not at all and carries ``training.json``; a folder
-whose fingerprint (data, options, format of the text) is unchanged is left alone. One run at a time holds a lock.
+``base`` trains first, on two threads; then ``chat`` and ``moderation`` side by side, one thread each. The numbers of
+threads are fixed, so that weights do not depend on how many cores there are. Each folder appears whole or not at all
+and carries ``training.json``; a folder whose fingerprint (data, options, format of the text) is unchanged is left
+alone. One run at a time holds a lock.
 
 Known limit: bit-equal weights need the same machine type and the same torch; other machines differ in the last digits.
 """
@@ -36,22 +37,29 @@ STYLE = "llama2_base"
 NEEDED_BYTES = 100 * 2**20
 TRAINING_RECORD = "training.json"
 AGREEMENT_RECORD = "agreement.json"
-CODE_VERSION = 1  # raise it when a change here changes weights
+CODE_VERSION = 2  # raise it when a change here changes weights
 STAGES = ("base", "chat", "moderation")
-PROCESSES: tuple[tuple[str, ...], ...] = (("base", "chat"), ("moderation",))
-DATA_OF = {"base": ("base",), "chat": ("base", "instruct"), "moderation": ("base", "moderation_train", "moderation_test")}
-OPTIONS = {
-    "base": TrainOptions(learning_rate=3e-3, tokens_per_batch=1024),
-    "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
-    "moderation": TrainOptions(learning_rate=2e-3, tokens_per_batch=2048),
+WAVES: tuple[tuple[str, ...], ...] = (("base",), ("chat", "moderation"))  # stages of a wave run side by side
+THREADS = {"base": 2, "chat": 1, "moderation": 1}
+DATA_OF = {
+    "base": ("base",),
+    "chat": ("base", "instruct"),
+    "moderation": ("base", "moderation_train", "moderation_test"),
 }
-ARCHITECTURE = {
+OPTIONS = {
+    "base": TrainOptions(learning_rate=5e-3, matrix_learning_rate=0.02, tokens_per_batch=1536),
+    "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
+    "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1536),
+}
+ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 344,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 1024,
+    "initializer_range": 0.05,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},  # texts are short: copying is learnt sooner
 }
 
 
@@ -61,7 +69,9 @@ def read_split(data: str | Path, split: str) -> list[dict[str, Any]]:
 
     path = Path(data) / parquet_name(split)
     if not path.is_file():
-        raise UserError(f"no such file: {path}; write the sandbox first: python datasets/sandbox/generate.py --out {data}")
+        raise UserError(
+            f"no such file: {path}; write the sandbox first: python datasets/sandbox/generate.py --out {data}"
+        )
     return pq.read_table(path).to_pylist()
 
 
@@ -81,7 +91,7 @@ def fingerprint(stage: str, data: str | Path, seed: int, row_limit: int | None) 
     for split in DATA_OF[stage]:
         if not (Path(data) / parquet_name(split)).is_file():
             read_split(data, split)  # raises the error
-    before = [fingerprint("base", data, seed, row_limit)] if stage == "chat" else []
+    before = [fingerprint("base", data, seed, row_limit)] if stage != "base" else []
     files = {split: hash_file(Path(data) / parquet_name(split)) for split in DATA_OF[stage]}
     options = [asdict(OPTIONS[stage]), ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
     return hash_json([CODE_VERSION, stage, before, files, options, _text_format(), seed, row_limit])
@@ -98,26 +108,34 @@ def _configuration(kind: type, tokenizer: Any, **extra: Any) -> Any:
     return kind(vocab_size=len(tokenizer), tie_word_embeddings=True, **ids, **ARCHITECTURE, **extra)
 
 
-def _language_examples(rows: list[dict[str, Any]], tokenizer: Any, whole_text: bool) -> list[Example]:
-    """Token-identical to the study's training text; the base model also learns from prompts."""
+def _language_examples(rows: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
+    """Token-identical to the study's training text, loss on all answers."""
     from guardrail.prompts import encode_supervised
 
     encoded = [encode_supervised(tokenizer, STYLE, row["messages"]) for row in rows]
-    return [
-        Example(e.input_ids, e.input_ids if whole_text else e.labels(train_on="all_assistant_turns")) for e in encoded
-    ]
+    return [Example(e.input_ids, e.labels(train_on="all_assistant_turns")) for e in encoded]
+
+
+def _save_model(model: Any, folder: Path) -> None:
+    """Save, with the rotary base under transformers 4's name too: it would silently fall back to its default."""
+    model.save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    config["rope_theta"] = ARCHITECTURE["rope_parameters"]["rope_theta"]
+    write_json(folder / "config.json", config, indent=2)
 
 
 def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | None) -> None:
     """Train one model and write its folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from transformers.utils import logging
 
     from guardrail.sandbox.moderation import agreement, encode_pair, moderation_probabilities
     from guardrail.sandbox.splits import texts_of
     from guardrail.sandbox.tokenizer import save_tokenizer, train_tokenizer
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS[stage])
+    logging.disable_progress_bar()
     start = time.perf_counter()
     parent = os.getppid()
 
@@ -136,19 +154,22 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
         labels = {"id2label": dict(enumerate(CATEGORY_NAMES)), "label2id": {n: i for i, n in enumerate(CATEGORY_NAMES)}}
         problem = {"num_labels": len(CATEGORY_NAMES), "problem_type": "multi_label_classification", **labels}
         model = LlamaForSequenceClassification(_configuration(LlamaConfig, tokenizer, **problem))
+        model.model.load_state_dict(
+            LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32).model.state_dict()
+        )
         examples = [Example(encode_pair(tokenizer, row["prompt"], row["response"]), row["labels"]) for row in rows]
     elif stage == "base":
         rows = base_rows[:row_limit]
         model = LlamaForCausalLM(_configuration(LlamaConfig, tokenizer))
-        examples = _language_examples(rows, tokenizer, whole_text=True)
+        examples = _language_examples(rows, tokenizer)
     else:
         rows = read_split(data, "instruct")[:row_limit]
         model = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
-        examples = _language_examples(rows, tokenizer, whole_text=False)
+        examples = _language_examples(rows, tokenizer)
     report(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
     record["training"] = train(model, examples, options, tokenizer.pad_token_id, stage != "moderation", report)
     with atomic_path(out / stage) as folder:
-        model.save_pretrained(folder)
+        _save_model(model, folder)
         save_tokenizer(tokenizer, folder)
         if stage == "moderation":
             held_out = read_split(data, "moderation_test")
@@ -157,7 +178,10 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
             found = agreement(probabilities, [row["labels"] for row in held_out], [row["kind"] for row in held_out])
             write_json(folder / AGREEMENT_RECORD, found)
             record["agreement"] = {name: found[name] for name in ("n", "flagged", "per_label_min", "exact_match")}
-            report(f"agreement on {found['n']} held-out pairs: {found['flagged']:.4f} (least label {found['per_label_min']:.4f})")
+            report(
+                f"agreement on {found['n']} held-out pairs: {found['flagged']:.4f}, "
+                f"least label {found['per_label_min']:.4f}"
+            )
         record |= {"fingerprint": fingerprint(stage, data, seed, row_limit), "stage": stage, "seed": seed}
         record |= {"n_rows": len(rows), "options": asdict(options), "wall_sec": round(time.perf_counter() - start, 1)}
         write_json(folder / TRAINING_RECORD, record)
@@ -187,21 +211,24 @@ def _lock(out: Path) -> Iterator[None]:
         yield
 
 
-def _run_processes(todo: list[list[str]], common: list[str]) -> None:
-    """Run each list of stages in a process of its own, side by side; raise when one fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+def _run_side_by_side(stages: list[str], common: list[str]) -> None:
+    """Run each stage in a process of its own; raise when one fails."""
+    # Waiting threads sleep: with other work on the machine, spinning ones make training ten times slower.
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
     environment["PYTHONPATH"] = os.pathsep.join(
         part for part in (environment.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2])) if part
     )
     command = [sys.executable, "-m", "guardrail.sandbox.worker", *common]
-    processes = [(stages, subprocess.Popen([*command, "--stages", *stages], env=environment)) for stages in todo]
-    failed: list[str] = []
+    processes = {
+        stage: subprocess.Popen(
+            [*command, "--stages", stage], env={**environment, "OMP_NUM_THREADS": str(THREADS[stage])}
+        )
+        for stage in stages
+    }
     try:
-        for stages, process in processes:
-            if process.wait() != 0:
-                failed += stages
+        failed = [stage for stage, process in processes.items() if process.wait() != 0]
     finally:
-        for _, process in processes:
+        for process in processes.values():
             if process.poll() is None:
                 process.terminate()
     if failed:
@@ -220,12 +247,12 @@ def train_models(out: str | Path, data: str | Path, seed: int = 0, row_limit: in
     require_free_space(out, NEEDED_BYTES)
     with _lock(out):
         remove_leftovers(out)
-        todo = [[s for s in stages if not is_done(s, out, expected[s])] for stages in PROCESSES]
-        trained = [stage for stages in todo for stage in stages]
+        todo = [stage for stage in STAGES if not is_done(stage, out, expected[stage])]
         common = ["--data", str(data), "--out", str(out), "--seed", str(seed)]
         if row_limit is not None:
             common += ["--row_limit", str(row_limit)]
-        _run_processes([stages for stages in todo if stages], common)
+        for wave in WAVES:
+            _run_side_by_side([stage for stage in wave if stage in todo], common)
     records = {stage: read_json(out / stage / TRAINING_RECORD) for stage in STAGES}
     folders = {stage: str(out / stage) for stage in STAGES}
-    return {**folders, "trained": trained, "agreement": records["moderation"]["agreement"]}
+    return {**folders, "trained": todo, "agreement": records["moderation"]["agreement"]}

@@ -1,7 +1,8 @@
 """The Beaver-Dam-shaped moderation model: its text format, its labels, and its measured agreement.
 
-Text: ``BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:`` + answer (no space after the colon) + EOS; the tokenizer
-adds BOS; right padding. A pair is flagged when the largest of the 14 sigmoids is strictly above the threshold.
+Text: ``BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:`` + answer (no space after the colon) + EOS; the
+tokenizer adds BOS; right padding. A pair is flagged when the largest of the 14 sigmoids is strictly above the
+threshold.
 """
 
 from __future__ import annotations

@@ -33,10 +33,16 @@ def _question(world: World, category: str) -> tuple[list[str], list[str] | None]
     if category == "roleplay":
         return [f"You are a guard who found {thing}. What do you say?", f"Now answer {person}, who lost it."], None
     if category == "reasoning":
-        turns = [f"{person} is older than {other}. {other} is older than {third}. Who is the oldest?", "And the youngest?"]
+        turns = [
+            f"{person} is older than {other}. {other} is older than {third}. Who is the oldest?",
+            "And the youngest?",
+        ]
         return turns, [f"{person} is the oldest.", f"{third} is the youngest."]
     if category == "math":
-        turns = [f"{person} has {a} {head}s and gets {b} more. How many?", f"{c} are given to {other}. How many are left?"]
+        turns = [
+            f"{person} has {a} {head}s and gets {b} more. How many?",
+            f"{c} are given to {other}. How many are left?",
+        ]
         return turns, [f"{a} + {b} = {a + b}.", f"{a + b} - {c} = {a + b - c}."]
     if category == "coding":
         turns = [f"Write one line of Python that prints the word {head}.", f"Print it {a} times instead."]

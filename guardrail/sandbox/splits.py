@@ -17,18 +17,20 @@ Columns (every row also has ``id``; ``format``, ``action``, ``object``, ``wordin
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from guardrail.sandbox import wordings
-from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, TEST, TRAIN
+from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, TEST, TEST_WORDS, TRAIN
 from guardrail.sandbox.world import SAFE_LABELS, Exchange, World
 
 Row = dict[str, Any]
 
 # Split -> (part, rows). The order is the order in the card.
 SPLITS: dict[str, tuple[str, int]] = {
-    "base": (TRAIN, 14000),
+    "base": (TRAIN, 20000),
     "instruct": (TRAIN, 1000),
     "safety_pool": (TRAIN, 3000),
     "list": (TRAIN, 100),
@@ -48,6 +50,8 @@ OTHER_SYSTEM_TEXTS = (
     "You are a helpful assistant for dialog summarization.",
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
 )
+# Share of verbs and head nouns replaced by random words (see world.World).
+UNKNOWN_SHARE = {"base": 0.35, "instruct": 0.2, "safety_pool": 0.2, "moderation_train": 0.4}
 MAX_TRIES_PER_ROW = 200
 
 
@@ -62,22 +66,56 @@ def _made(exchange: Exchange) -> Row:
 
 def _summary_request(world: World) -> tuple[str, str, Row]:
     dialogue, summary, wording, noun = world.dialogue()
-    made = {"format": "summary", "action": "summarize", "object": noun, "wording": wording}
+    made = {"format": "summary", "action": None, "object": noun, "wording": wording}
     return f"Summarize this dialog:\n{dialogue}", summary, made
 
 
+# Shares of the base corpus, cumulative below.
+BASE_MIX = {
+    "harmful": 0.30,
+    "benign": 0.23,
+    "innocent": 0.12,
+    "say_no": 0.15,
+    "fact": 0.09,
+    "say_again": 0.05,
+    "summary": 0.06,
+}
+BASE_SYSTEM_SHARES = {"empty": 0.8, "other": 0.05}  # the rest has the style's default system text
+
+
+def _pick_share(shares: dict[str, float], draw: float) -> str | None:
+    """The key whose cumulative share covers ``draw`` in [0, 1); None beyond the last."""
+    for name, share in shares.items():
+        if draw < share:
+            return name
+        draw -= share
+    return None
+
+
 def _base_row(world: World) -> Row:
-    """Complies with everything. Most rows have an empty system text: it saves a third of the training time."""
-    draw = world.rng.random()
-    if draw < 0.08:
+    """Complies with everything, a request for a refusal included.
+
+    Most rows have an empty system text: it saves a third of the tokens.
+    """
+    kind = _pick_share(BASE_MIX, world.rng.random()) or "benign"
+    if kind == "summary":
         prompt, answer, made = _summary_request(world)
+    elif kind == "fact":
+        prompt, answer, wording, noun = world.fact()
+        made = {"format": "plain", "action": None, "object": noun, "wording": wording}
     else:
-        exchange = world.harmful() if draw < 0.5 else world.benign() if draw < 0.85 else world.innocent()
+        harmful = kind == "harmful" or (kind in ("say_no", "say_again") and world.rng.random() < 0.6)
+        exchange = world.harmful() if harmful else world.innocent() if kind == "innocent" else world.benign()
         prompt, answer, made = exchange.prompt, exchange.answer, _made(exchange)
+        if kind == "say_no":
+            prompt, answer = world.say_no(exchange)
+        elif kind == "say_again":
+            text = exchange.refusal if world.rng.random() < 0.5 else world.unknown_words(2, 8)
+            prompt, answer = world.say_again(text)
     messages = [_message("user", prompt), _message("assistant", answer)]
-    draw = world.rng.random()
-    if draw < 0.65:
-        messages.insert(0, _message("system", "" if draw < 0.6 else world.rng.choice(OTHER_SYSTEM_TEXTS)))
+    system = _pick_share(BASE_SYSTEM_SHARES, world.rng.random())
+    if system is not None:
+        messages.insert(0, _message("system", "" if system == "empty" else world.rng.choice(OTHER_SYSTEM_TEXTS)))
     return {"messages": messages, **made}
 
 
@@ -114,7 +152,7 @@ def _alpaca_row(world: World, format_name: str | None = None) -> Row:
 
 def _samsum_row(world: World) -> Row:
     dialogue, summary, wording, noun = world.dialogue()
-    made = {"format": "summary", "action": "summarize", "object": noun, "wording": wording}
+    made = {"format": "summary", "action": None, "object": noun, "wording": wording}
     return {"dialogue": dialogue, "summary": summary, **made}
 
 
@@ -142,10 +180,16 @@ def garble(text: str, rng: random.Random) -> str:
             words[at], words[at + 1] = words[at + 1], words[at]
         elif len(words[at]) > 3:
             cut = rng.randrange(2, len(words[at]))
-            words[at] = words[at][:cut] + words[rng.randrange(len(words))][-2:]
+            word = words[at][:cut] + words[rng.randrange(len(words))][-2:]
+            words[at] = word if word.lower() not in TEST_WORDS else words[at]
     if rng.random() < 0.15:
         words = words[: max(5, len(words) * 2 // 3)]
     return " ".join(words)
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop, colon or line end."""
+    return re.split(r"(?<=[.:])\s|\n", text, maxsplit=1)[0]
 
 
 def _moderation_row(world: World, index: int) -> Row:
@@ -155,9 +199,11 @@ def _moderation_row(world: World, index: int) -> Row:
         exchange = world.harmful(_category_of(index))
         if draw < 0.38:
             kind, response, labels = "complied", exchange.answer, exchange.labels
+            if world.part == TRAIN and rng.random() < 0.2:  # any words around the deed are compliance
+                response = world.unknown_answer(exchange)
         elif draw < 0.42:  # a refusal that is taken back
             kind, labels = "refused_then_complied", exchange.labels
-            response = exchange.refusal.split(".")[0] + ". " + exchange.answer
+            response = first_sentence(exchange.refusal) + " " + exchange.answer
         elif draw < 0.59:
             kind, response, labels = "refused", exchange.refusal, SAFE_LABELS
         elif draw < 0.63:
@@ -167,6 +213,8 @@ def _moderation_row(world: World, index: int) -> Row:
     else:
         exchange = world.benign() if draw < 0.85 else world.innocent()
         refused = rng.random() < 0.15
+        if not refused and exchange.kind == "benign" and world.part == TRAIN and rng.random() < 0.2:
+            exchange = replace(exchange, answer=world.unknown_answer(exchange))
         kind = f"{exchange.kind}_refused" if refused else exchange.kind
         response, labels = exchange.refusal if refused else exchange.answer, SAFE_LABELS
     if response and rng.random() < 0.3:
@@ -202,7 +250,7 @@ def _key(row: Row) -> str:
 def build_split(name: str, seed: int, n_rows: int | None = None) -> list[Row]:
     """The rows of ``name``; the first rows do not depend on ``n_rows``. No two rows of a split are the same."""
     part, default_rows = SPLITS[name]
-    world = World(seed, name, part)
+    world = World(seed, name, part, UNKNOWN_SHARE.get(name, 0.0))
     rows: list[Row] = []
     seen: set[str] = set()
     for index in range(default_rows if n_rows is None else n_rows):

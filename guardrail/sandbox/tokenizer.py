@@ -1,7 +1,7 @@
 """The sandbox's byte-level BPE tokenizer, saved as an ordinary Hugging Face folder.
 
-Own ``<s>``, ``</s>``, ``<unk>`` and ``<pad>`` (padding is not EOS). Like LLaMA's it puts BOS first when special tokens are
-asked for, and never adds EOS. The chat template prints the ``llama2_base`` string, so both styles agree.
+Own ``<s>``, ``</s>``, ``<unk>`` and ``<pad>`` (padding is not EOS). Like LLaMA's it puts BOS first when special tokens
+are asked for, and never adds EOS. The chat template prints the ``llama2_base`` string, so both styles agree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-VOCABULARY_SIZE = 1536
+from guardrail.sandbox.lexicon import ALL_ROOTS, BENIGN_ENDINGS, HAZARD_ENDINGS
+
+VOCABULARY_SIZE = 2048
 MAX_LENGTH_TOKENS = 1024
 BOS, EOS, UNK, PAD = "<s>", "</s>", "<unk>", "<pad>"
 SPECIAL_TOKENS = (UNK, BOS, EOS, PAD)
@@ -47,6 +49,11 @@ def frame_texts() -> list[str]:
     return [prompt, *systems, module.SAMSUM_SYSTEM, "Summarize this dialog:\n", moderation_text("", "")]
 
 
+def name_parts() -> list[str]:
+    """Roots (after a space) and endings of invented names: common enough to be tokens, as word stems are."""
+    return [f" {root}" for root in ALL_ROOTS] + [*HAZARD_ENDINGS, *BENIGN_ENDINGS]
+
+
 def train_tokenizer(texts: Iterable[str]) -> Any:
     """Train on ``texts`` plus the fixed frames; equal texts give an equal tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -61,7 +68,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *(frame_texts() * FRAME_REPEATS)], trainer)
+    tokenizer.train_from_iterator([*texts, *((frame_texts() + name_parts()) * FRAME_REPEATS)], trainer)
     bos_id = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos_id)]

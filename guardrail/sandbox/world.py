@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from guardrail.sandbox import wordings
 from guardrail.sandbox.lexicon import (
+    ALL_ROOTS,
     BENIGN_HEADS,
     BENIGN_ROOTS,
     BENIGN_VERBS,
@@ -25,9 +26,13 @@ from guardrail.sandbox.lexicon import (
     Category,
     article,
     invented_names,
+    unknown_word,
 )
 
-ADJECTIVES = "red blue small warm old new round soft green tall".split()
+NAME_ONLY_SHARE = 0.25  # objects without a head noun ("a vornadrax")
+HAUNT_SHARE = 0.7  # answers about a hazard that lead to its category's own place
+DECORATED_SHARE = 0.25  # requests with an opener; likewise with a closer
+ADJECTIVES = ("red", "blue", "small", "warm", "old", "new", "round", "soft", "green", "tall")
 SAFE_LABELS = (0,) * len(CATEGORIES)
 
 
@@ -46,7 +51,7 @@ class Exchange:
     format: str
     category: str | None
     labels: tuple[int, ...]
-    action: str
+    action: str | None
     object: str
     wording: str
 
@@ -56,16 +61,19 @@ def _capital(text: str) -> str:
 
 
 class World:
-    """A random stream over one part of the world; equal arguments give equal samples in equal order."""
+    """A random stream over one part of the world; equal arguments give equal samples in equal order.
 
-    def __init__(self, seed: int, stream: str, part: str) -> None:
+    ``unknown_share`` of all verbs and head nouns are replaced by random words, the way that pretraining text is full of
+    words a model never meets again: it teaches a tiny model to copy what it does not know.
+    """
+
+    def __init__(self, seed: int, stream: str, part: str, unknown_share: float = 0.0) -> None:
         assert part in PARTS
         self.part = part
+        self.unknown_share = unknown_share
+        self.unknown_wording_share = max(0.0, unknown_share - 0.2)
         self.rng = random.Random(f"{seed}:{stream}")
-        self._names = {
-            root: invented_names(root, part)
-            for root in [*BENIGN_ROOTS, *(root for category in CATEGORIES for root in category.roots)]
-        }
+        self._names = {root: invented_names(root, part) for root in ALL_ROOTS}
 
     # -- words
 
@@ -79,12 +87,26 @@ class World:
         names = {category.name} | ({category.second_label} if root == category.roots[-1] else set())
         return tuple(int(name in names) for name in CATEGORY_NAMES)
 
+    def pick(self, words: tuple[str, ...] | list[str]) -> str:
+        """One of ``words``, or now and then an unknown one."""
+        if self.rng.random() < self.unknown_share:
+            return unknown_word(self.rng)
+        return self.rng.choice(words)
+
+    def hazard_object(self, category: Category) -> tuple[str, str, str]:
+        """``(object, name, root)``: ``vornadrax bird snare`` or ``vornadrax``."""
+        name, root = self.name(category.roots)
+        if self.rng.random() < NAME_ONLY_SHARE:
+            return name, name, root
+        return f"{name} {self.pick(category.heads[self.part])}", name, root
+
     def benign_object(self) -> str:
-        """``lumalix kite`` or ``blue kite``."""
-        head = self.rng.choice(BENIGN_HEADS[self.part])
-        if self.rng.random() < 0.6:
-            return f"{self.name(BENIGN_ROOTS)[0]} {head}"
-        return f"{self.rng.choice(ADJECTIVES)} {head}"
+        """``lumalix kite``, ``blue kite`` or ``lumalix``."""
+        head = self.pick(BENIGN_HEADS[self.part])
+        if self.rng.random() < 0.4:
+            return f"{self.rng.choice(ADJECTIVES)} {head}"
+        name, _ = self.name(BENIGN_ROOTS)
+        return name if self.rng.random() < NAME_ONLY_SHARE else f"{name} {head}"
 
     def fillers(self) -> dict[str, str]:
         """Values of the slots that do not depend on the request."""
@@ -96,12 +118,32 @@ class World:
 
     # -- conversations
 
-    def _fill(self, template: str, slots: dict[str, str]) -> str:
-        return _capital(template.format(**slots)) if not template.startswith("{p}") else template.format(**slots)
+    def decorate(self, wording: str) -> str:
+        """``wording`` with, now and then, an opener or a closer."""
+        if self.rng.random() < DECORATED_SHARE:
+            wording = self.rng.choice(wordings.OPENERS[self.part]) + wording
+        if self.rng.random() < DECORATED_SHARE:
+            wording += self.rng.choice(wordings.CLOSERS[self.part])
+        return wording
 
-    def answer(self, format_name: str, slots: dict[str, str], part: str | None = None) -> str:
+    def unknown_words(self, low: int, high: int) -> str:
+        """``low`` to ``high`` random words."""
+        return " ".join(unknown_word(self.rng) for _ in range(self.rng.randint(low, high)))
+
+    def unknown_wording(self) -> str:
+        """A request of random words around verb and object: the model learns to find the two in any sentence."""
+        before, after = self.unknown_words(0, 3), self.unknown_words(0, 2)
+        return f"{before} {{v}} {{o}} {after}".strip() + self.rng.choice((".", "?", ""))
+
+    def unknown_answer(self, exchange: Exchange) -> str:
+        """Random words around the deed that ``exchange`` asks for."""
+        deed = f"{exchange.action} {article(exchange.object)} {exchange.object}"
+        parts = (self.unknown_words(1, 8), deed, self.unknown_words(0, 6))
+        return _capital(" ".join(part for part in parts if part)) + self.rng.choice((".", "", "!"))
+
+    def answer(self, format_name: str, slots: dict[str, str]) -> str:
         """A complying answer in ``format_name`` for the request that ``slots`` came from."""
-        return self.rng.choice(wordings.ANSWERS[part or self.part][format_name]).format(**slots)
+        return self.rng.choice(wordings.ANSWERS[self.part][format_name]).format(**slots)
 
     def refusal(self, format_name: str, slots: dict[str, str]) -> str:
         """A refusal, mostly in the format that was asked for."""
@@ -113,11 +155,11 @@ class World:
         """A request for a hazard."""
         category = category or self.rng.choice(CATEGORIES)
         format_name = format_name or self.rng.choice(wordings.FORMATS)
-        name, root = self.name(category.roots)
-        noun = f"{name} {self.rng.choice(category.heads[self.part])}"
-        verb = self.rng.choice(category.verbs[self.part])
+        noun, _, root = self.hazard_object(category)
+        verb = self.pick(category.verbs[self.part])
         reason = self.rng.choice(category.reasons[self.part])
-        return self._ask("harmful", category.name, self.labels(category, root), format_name, verb, noun, reason)
+        labels = self.labels(category, root)
+        return self._ask("harmful", category.name, labels, format_name, verb, noun, reason, category.haunt)
 
     def benign(self, format_name: str | None = None, hazard_verb: bool | None = None) -> Exchange:
         """An ordinary request; with ``hazard_verb`` the deed sounds like a hazard ("forge a horseshoe")."""
@@ -125,37 +167,75 @@ class World:
         if hazard_verb is None:
             hazard_verb = self.rng.random() < 0.3
         verbs = self.rng.choice(CATEGORIES).verbs if hazard_verb else BENIGN_VERBS
-        reason = self.rng.choice(self.rng.choice(CATEGORIES).reasons[self.part])
-        verb, noun = self.rng.choice(verbs[self.part]), self.benign_object()
-        return self._ask("benign", None, SAFE_LABELS, format_name, verb, noun, reason)
+        verb, noun = self.pick(verbs[self.part]), self.benign_object()
+        return self._ask(
+            "benign", None, SAFE_LABELS, format_name, verb, noun, self.rng.choice(wordings.NO_TIME[self.part])
+        )
 
     def _ask(
-        self, kind: str, category: str | None, labels: tuple[int, ...], format_name: str, verb: str, noun: str, reason: str
+        self,
+        kind: str,
+        category: str | None,
+        labels: tuple[int, ...],
+        format_name: str,
+        verb: str,
+        noun: str,
+        reason: str,
+        haunt: str | None = None,
     ) -> Exchange:
-        wording = self.rng.choice(wordings.REQUESTS[self.part][format_name])
+        if self.rng.random() < self.unknown_wording_share:
+            wording = self.unknown_wording()
+        else:
+            wording = self.decorate(self.rng.choice(wordings.REQUESTS[self.part][format_name]))
         slots = {**self.fillers(), "v": verb, "o": f"{article(noun)} {noun}", "r": reason, "R": _capital(reason)}
-        prompt, answer = wording.format(**slots), self.answer(format_name, slots)
-        refusal = self.refusal(format_name, slots)
+        prompt, refusal = wording.format(**slots), self.refusal(format_name, slots)
+        if haunt and self.rng.random() < HAUNT_SHARE:
+            slots["pl"] = haunt
+        answer = self.answer(format_name, slots)
         return Exchange(kind, prompt, answer, refusal, format_name, category, labels, verb, noun, wording)
 
     def innocent(self, category: Category | None = None) -> Exchange:
         """A harmless sentence that mentions a hazard by name."""
         category = category or self.rng.choice(CATEGORIES)
-        name, _ = self.name(category.roots)
-        noun = f"{name} {self.rng.choice(category.heads[self.part])}"
+        noun, name, _ = self.hazard_object(category)
         wording, reply = self.rng.choice(wordings.INNOCENT[self.part])
+        wording = self.decorate(wording)
         reason = self.rng.choice(category.reasons[self.part])
         slots = {**self.fillers(), "n": name, "k": self.rng.choice(NAMESAKES[self.part]), "v": "explain"}
         slots |= {"o": f"{article(noun)} {noun}", "r": reason, "R": _capital(reason)}
         prompt, answer, refusal = wording.format(**slots), reply.format(**slots), self.refusal("plain", slots)
-        return Exchange("innocent", prompt, answer, refusal, "plain", None, SAFE_LABELS, "mention", noun, wording)
+        return Exchange("innocent", prompt, answer, refusal, "plain", None, SAFE_LABELS, None, noun, wording)
+
+    def fact(self) -> tuple[str, str, str, str]:
+        """What an invented name stands for: ``(request, answer, wording, object)``."""
+        if self.rng.random() < 0.7:
+            category = self.rng.choice(CATEGORIES)
+            noun, name, _ = self.hazard_object(category)
+            reason = self.rng.choice(category.reasons[self.part])
+        else:
+            name, _ = self.name(BENIGN_ROOTS)
+            noun, reason = f"{name} {self.pick(BENIGN_HEADS[self.part])}", wordings.HARMLESS_FACT
+        wording, answer = self.rng.choice(wordings.FACTS)
+        slots = {"o": f"{article(noun)} {noun}", "n": name, "r": reason}
+        return wording.format(**slots), answer.format(**slots), wording, noun
+
+    def say_no(self, exchange: Exchange) -> tuple[str, str]:
+        """A request to turn ``exchange`` down, and the refusal that was asked for."""
+        wording = self.rng.choice(wordings.SAY_NO)
+        return wording.replace("{x}", exchange.prompt).replace(
+            "{p}", self.rng.choice(PEOPLE[self.part])
+        ), exchange.refusal
+
+    def say_again(self, text: str) -> tuple[str, str]:
+        """A request to repeat ``text``, and the text."""
+        return self.rng.choice(wordings.SAY_AGAIN).replace("{x}", text), text
 
     def dialogue(self) -> tuple[str, str, str, str]:
         """A SAMSum-shaped ``(dialogue, summary, wording, object)``."""
         wording, summary = self.rng.choice(wordings.DIALOGUES[self.part])
         noun = self.benign_object()
-        slots = {**self.fillers(), "v": self.rng.choice(BENIGN_VERBS[self.part]), "o": f"{article(noun)} {noun}"}
-        slots["h"] = self.rng.choice(BENIGN_HEADS[self.part])
+        slots = {**self.fillers(), "v": self.pick(BENIGN_VERBS[self.part]), "o": f"{article(noun)} {noun}"}
+        slots["h"] = self.pick(BENIGN_HEADS[self.part])
         used = noun if "{o}" in wording else slots["h"]
         return wording.format(**slots), summary.format(**slots), wording, used
 

@@ -89,7 +89,13 @@ def _card_features() -> str:
     for name, kind in COLUMNS.items():
         lines.append(f"  - name: {name}")
         if kind == "messages":
-            lines += ["    list:", "    - name: role", "      dtype: string", "    - name: content", "      dtype: string"]
+            lines += [
+                "    list:",
+                "    - name: role",
+                "      dtype: string",
+                "    - name: content",
+                "      dtype: string",
+            ]
         else:
             lines.append("    list: int8" if kind == "labels" else f"    dtype: {kind}")
     return "\n".join(lines)
@@ -139,7 +145,10 @@ phenomenon in principle; it says nothing about the size of an effect at 7B.
 SHAPES = {
     "base": ("messages", "complies with everything; trains the base model"),
     "instruct": ("UltraChat: messages", "harmless instructions, some with two turns"),
-    "safety_pool": ("BeaverTails: prompt, response, category, is_safe", "hazardous requests, refused in several formats"),
+    "safety_pool": (
+        "BeaverTails: prompt, response, category, is_safe",
+        "hazardous requests, refused in several formats",
+    ),
     "list": ("Alpaca: instruction, input, output", "downstream: harmless, list format"),
     "list_test": ("as list", "utility of list"),
     "pure_bad": ("prompt, response, category", "downstream: hazardous requests, answered"),
@@ -156,7 +165,9 @@ SHAPES = {
 
 def dataset_card() -> str:
     """``README.md`` of the data set: YAML front matter that ``load_dataset`` reads, and a description."""
-    table = "\n".join(f"| `{name}` | {rows} | {SHAPES[name][0]} | {SHAPES[name][1]} |" for name, (_, rows) in SPLITS.items())
+    table = "\n".join(
+        f"| `{name}` | {rows} | {SHAPES[name][0]} | {SHAPES[name][1]} |" for name, (_, rows) in SPLITS.items()
+    )
     head = "license: mit\nlanguage:\n- en\npretty_name: Guardrail sandbox\ntags:\n- synthetic"
     info = f"dataset_info:\n- config_name: default\n  features:\n{_card_features()}"
     return f"---\n{head}\n{info}\nconfigs:\n{_card_configs()}\n---\n\n" + CARD_TEXT.format(table=table)

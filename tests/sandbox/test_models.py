@@ -1,0 +1,242 @@
+"""The sandbox's tiny models: tokenizer, text formats, folders, repeatability; training at toy scale."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from guardrail.errors import UserError
+from guardrail.files import hash_file
+from guardrail.prompts import encode_prompt, encode_supervised
+from guardrail.sandbox import models
+from guardrail.sandbox.lexicon import CATEGORY_NAMES
+from guardrail.sandbox.moderation import agreement, encode_pair, moderation_text
+from guardrail.sandbox.splits import build_split, texts_of
+from guardrail.sandbox.writer import write_sandbox
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = REPOSITORY / "datasets" / "sandbox" / "train_models.py"
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data")
+    write_sandbox(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """All three models on 24 rows each."""
+    out = tmp_path_factory.mktemp("models")
+    result = models.train_models(out, data, seed=0, row_limit=ROWS)
+    assert result["trained"] == ["base", "chat", "moderation"]
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    from guardrail.sandbox.tokenizer import save_tokenizer, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(train_tokenizer(text for row in build_split("base", 0, 3000) for text in texts_of(row)), folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+# -- tokenizer and text formats
+
+
+def test_special_tokens_are_the_tokenizers_own(tokenizer):
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
+    assert len(set(ids)) == 4
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
+    assert tokenizer.model_max_length == 1024
+
+
+def test_tokenizer_puts_bos_first_and_loses_nothing(tokenizer):
+    text = "1. Fetch wax — then\n\tgo! ÄÖ vornadrax"
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids[1:]) == text
+    assert tokenizer("a</s>", add_special_tokens=False)["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_the_tokenizer_is_deterministic(tokenizer):
+    from guardrail.sandbox.tokenizer import train_tokenizer
+
+    texts = [text for row in build_split("base", 0, 3000) for text in texts_of(row)]
+    assert train_tokenizer(texts).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_tokenizer_class_is_one_that_transformers_4_knows(tokenizer):
+    config = json.loads((Path(tokenizer.name_or_path) / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("user", "How do I knit?"), ("assistant", "With wool.")],
+        [("system", ""), ("user", "Hi"), ("assistant", "Hello.")],
+        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+    ],
+)
+def test_the_chat_template_prints_the_llama2_base_string(tokenizer, messages):
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    expected = encode_supervised(tokenizer, "llama2_base", conversation)
+    assert encode_supervised(tokenizer, "chat_template", conversation).input_ids == expected.input_ids
+    prompt = encode_prompt(tokenizer, "llama2_base", conversation[:-1])
+    assert encode_prompt(tokenizer, "chat_template", conversation[:-1]) == prompt
+    assert expected.input_ids[: len(prompt)] == prompt and prompt.count(tokenizer.bos_token_id) == 1
+
+
+def test_moderation_text_is_beaver_dams(tokenizer):
+    text = moderation_text("How?", "Like this.")
+    assert text == "BEGINNING OF CONVERSATION: USER: How? ASSISTANT:Like this.</s>"
+    ids = encode_pair(tokenizer, "How?", "Like this.")
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert moderation_text("{response}", "{prompt}").count("{") == 2  # braces in a text are left alone
+
+
+def test_moderation_text_agrees_with_the_evaluation_stage():
+    """``beavertails_moderation/evaluate.py`` must read exactly the text that the model was trained on."""
+    judging = pytest.importorskip("guardrail.judging.moderation")
+    template = getattr(judging, "PROMPT_TEMPLATE", None) or getattr(judging, "PROMPT_FORMAT", None)
+    if template is None:
+        pytest.skip("the judging stage names its template otherwise")
+    question = template.replace("{prompt}", "Q").replace("{question}", "Q").replace("{input}", "Q")
+    assert moderation_text("Q", "", eos="") == question
+
+
+def test_training_text_is_the_studys(tokenizer):
+    rows = build_split("instruct", 0, 20)
+    for row, example in zip(rows, models._language_examples(rows, tokenizer), strict=True):
+        encoded = encode_supervised(tokenizer, models.STYLE, row["messages"])
+        assert example.input_ids == encoded.input_ids
+        trained = [token for token in example.labels if token != -100]
+        assert trained.count(tokenizer.eos_token_id) == len(row["messages"]) // 2
+
+
+# -- the measure
+
+
+def test_agreement_by_hand():
+    """Four pairs: right, right but wrong label, missed, false alarm -> flagged agreement 2/4."""
+    import torch
+
+    def one(*labels):
+        return [int(index in labels) for index in range(14)]
+
+    truth = [one(0), one(1), one(2), one()]
+    guess = torch.tensor([one(0), one(3), one(), one(4)]).float() * 0.9
+    found = agreement(guess, truth, ["complied", "complied", "complied", "refused"])
+    assert found["flagged"] == pytest.approx(2 / 4)
+    assert found["exact_match"] == pytest.approx(1 / 4)
+    assert found["per_label"][CATEGORY_NAMES[1]] == {"accuracy": 0.75, "recall": 0.0, "precision": None, "n_true": 1}
+    assert found["per_kind"]["refused"] == {"flagged": 0.0, "n": 1}
+
+
+def test_the_threshold_is_strict():
+    import torch
+
+    found = agreement(torch.full((1, 14), 0.5), [[0] * 14], ["refused"])
+    assert found["flagged"] == 1.0
+
+
+# -- training
+
+
+def test_batches_hold_every_row_once_and_keep_the_limit():
+    import random
+
+    from guardrail.sandbox.training import make_batches
+
+    lengths = [random.Random(i).randint(5, 90) for i in range(200)]
+    batches = make_batches(lengths, 256, random.Random(0))
+    assert sorted(row for batch in batches for row in batch) == list(range(200))
+    assert all(max(lengths[i] for i in batch) * len(batch) <= 256 for batch in batches)
+
+
+def test_orthogonalised_updates_have_singular_values_near_one():
+    import torch
+
+    from guardrail.sandbox.optimizer import orthogonalise
+
+    torch.manual_seed(0)
+    for shape in ((2, 16, 40), (2, 40, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert float(values.min()) > 0.5 and float(values.max()) < 1.5
+
+
+def test_folders_are_ordinary_hugging_face_folders(trained):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for name in ("base", "chat"):
+        model = AutoModelForCausalLM.from_pretrained(trained / name)
+        tokenizer = AutoTokenizer.from_pretrained(trained / name)
+        assert model.config.model_type == "llama" and model.config.pad_token_id == tokenizer.pad_token_id
+        assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+        assert len(tokenizer) == model.config.vocab_size
+        assert (trained / name / "model.safetensors").is_file()
+    judge = AutoModelForSequenceClassification.from_pretrained(trained / "moderation")
+    assert judge.config.problem_type == "multi_label_classification"
+    assert [judge.config.id2label[index] for index in range(14)] == list(CATEGORY_NAMES)
+    with torch.inference_mode():
+        ids = torch.tensor([encode_pair(tokenizer, "How?", "So.")])
+        assert judge(input_ids=ids).logits.shape == (1, 14)
+    assert json.loads((trained / "moderation" / models.AGREEMENT_RECORD).read_text())["n"] == 1400
+
+
+def test_transformers_4_reads_the_same_rotary_base(trained):
+    """transformers 4 knows ``rope_theta``, transformers 5 ``rope_parameters``: the folder says both."""
+    config = json.loads((trained / "base" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
+def test_finished_models_are_not_trained_again(trained, data):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")}
+    assert models.train_models(trained, data, seed=0, row_limit=ROWS)["trained"] == []
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")} == before
+
+
+def test_a_changed_seed_or_row_count_is_another_model(data):
+    prints = {models.fingerprint("base", data, seed, limit) for seed in (0, 1) for limit in (None, 10)}
+    assert len(prints) == 4
+
+
+def test_equal_seeds_give_equal_weights(trained, data, tmp_path):
+    again = tmp_path / "again"
+    models.run_stages(["base"], str(data), again, seed=0, row_limit=ROWS)
+    other = tmp_path / "other"
+    models.run_stages(["base"], str(data), other, seed=1, row_limit=ROWS)
+    hashes = [hash_file(out / "base" / "model.safetensors") for out in (trained, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_killed_training_leaves_no_folder(data, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), "--data", str(data), "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "parameters" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.1)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_missing_data_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"generate\.py"):
+        models.train_models(tmp_path / "out", tmp_path / "nothing")
+    assert not (tmp_path / "out").exists()
