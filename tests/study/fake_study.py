@@ -155,13 +155,14 @@ def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> No
     """A complete representation store with one shard."""
     import torch
 
-    from guardrail.representations.store import finish_store, shard_file, write_shard
+    from guardrail.representations.store import FORMAT, KIND, finish_store, shard_file, write_shard
     from guardrail.study.properties import representation_folder
 
     store = representation_folder(grid, name)
     n, dim = matrix.shape
     manifest = {
-        "format": 1,
+        "kind": KIND,
+        "format": FORMAT,
         "fingerprint": f"fake-{name}",
         "views": ["last_eos"],
         "n_rows": n,
