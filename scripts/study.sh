@@ -2,7 +2,8 @@
 # Run one study: every stage of its grid as a DAG (Snakemake), then the table, the figure and study.json.
 #
 #   bash scripts/study.sh configs/studies/quickstart.yaml            # run, or continue after any interruption
-#   bash scripts/study.sh configs/studies/quickstart.yaml --dry-run  # print the plan, run nothing
+#   bash scripts/study.sh configs/studies/quickstart.yaml --plan     # stages, hours, disk, judge calls; runs nothing
+#   bash scripts/study.sh configs/studies/quickstart.yaml --dry-run  # the jobs that would run
 #
 # Further arguments go to Snakemake. A failed stage leaves the other cells alone; its cell is marked FAILED.
 set -euo pipefail
@@ -14,6 +15,7 @@ OUTPUTS="${OUTPUTS:-outputs}"   # results go to $OUTPUTS/<study>/
 SIZE="${SIZE:-}"                # replace the study's subset sizes, e.g. 500 or 500,1000
 SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
 SUBSETS="${SUBSETS:-}"          # replace the study's subsets, e.g. high,low
+TASKS="${TASKS:-}"              # keep only these tasks, e.g. list,pure_bad
 
 STUDY="$(realpath -m -- "$STUDY")"
 source "$(dirname "$0")/setup.sh"
@@ -23,6 +25,11 @@ CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SIZE" ]] || CHECK+=(--sizes "$SIZE")
 [[ -z "$SEEDS" ]] || CHECK+=(--seeds "$SEEDS")
 [[ -z "$SUBSETS" ]] || CHECK+=(--subsets "$SUBSETS")
+[[ -z "$TASKS" ]] || CHECK+=(--tasks "$TASKS")
+if [[ " $* " == *" --plan "* ]]; then
+    "${CHECK[@]}" --plan --gpus "${PLAN_GPUS:-4}" # GPUs of the node that will run it
+    exit
+fi
 PLAN="$("${CHECK[@]}")"
 CONFIG="$(python -c 'import json, sys; print(json.loads(sys.argv[1])["study_config"])' "$PLAN")"
 echo "plan: $PLAN" >&2
