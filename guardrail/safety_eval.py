@@ -215,7 +215,7 @@ def evaluate_safety(config: SafetyConfig) -> dict[str, Any] | None:
         }
         _keep_previous(config.results_file(), key)
         write_json(config.results_file(), document)
-        clear_parts(config.folder())
+        clear_parts(config.folder(), key)
         return _headline(config, document, reused=False)
 
 

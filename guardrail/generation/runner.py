@@ -7,6 +7,7 @@ another number of processes give the same completions as an uninterrupted one, b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,6 +21,8 @@ from guardrail.files import hash_json, write_jsonl
 from guardrail.generation.interface import Backend, Completion, Request, SamplingOptions, check_complete, plan_units
 from guardrail.progress import progress
 
+PARTS = ".parts"
+
 
 def generate_resumable(
     backend: Backend,
@@ -32,7 +35,7 @@ def generate_resumable(
     """All completions, in the order of ``requests``, on every rank. Call inside ``process_group()``.
 
     Args:
-        folder: where finished units are kept until ``clear_parts`` (a hidden sub-folder named by ``key``).
+        folder: where finished units are kept until ``clear_parts`` (``.parts/<key>``).
         key: what decides the completions besides the requests and options: model hash, backend, dtype
             (``guardrail.provenance.fingerprint``). Parts of another key are never read.
 
@@ -75,13 +78,18 @@ def generate_resumable(
 def parts_folder(folder: str | Path, key: str, units: Sequence[Sequence[Request]], options: SamplingOptions) -> Path:
     """Where the finished units of exactly this work lie."""
     plan = [[(r.id, r.sample, hash_json(r.prompt_ids)) for r in unit] for unit in units]
-    return Path(folder) / ".parts" / hash_json({"key": key, "plan": plan, "options": dataclasses.asdict(options)})
+    return Path(folder) / PARTS / key / hash_json({"plan": plan, "options": dataclasses.asdict(options)})
 
 
-def clear_parts(folder: str | Path) -> None:
-    """Remove finished units once the result that holds them is written (rank 0)."""
+def clear_parts(folder: str | Path, key: str) -> None:
+    """Remove the finished units of ``key`` once the result that holds them is written (rank 0).
+
+    Runs beside it in the same folder keep theirs.
+    """
     if is_main():
-        shutil.rmtree(Path(folder) / ".parts", ignore_errors=True)
+        shutil.rmtree(Path(folder) / PARTS / key, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run's units are there, or it was never made
+            (Path(folder) / PARTS).rmdir()
 
 
 def _unit_file(parts: Path, index: int) -> Path:

@@ -90,7 +90,10 @@ def test_finished_work_is_read_back_and_other_options_are_not(tiny_model, tmp_pa
     changed = [Request("r0", 0, [0, 99]), *requests[1:]]
     generate_resumable(backend, changed, options, tmp_path, "key")
     assert len(calls) == 4
-    clear_parts(tmp_path)
+    clear_parts(tmp_path, "key")
+    generate_resumable(backend, requests, options, tmp_path, "another model")
+    assert len(calls) == 4, "a run beside it keeps its units"
+    clear_parts(tmp_path, "another model")
     assert list(tmp_path.iterdir()) == []
 
 
