@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from openai_server import ScriptedServer, Status
 
@@ -40,8 +41,14 @@ def flags(tiny_model, tmp_path, question_folder):
     ]
 
 
+SCHEMA = json.loads((REPOSITORY / "configs/schemas/utility.schema.json").read_text())
+
+
 def read(tmp_path, *names):
-    return json.loads(tmp_path.joinpath("out", *names).read_text())
+    """A results file, checked against its schema."""
+    out = json.loads(tmp_path.joinpath("out", *names).read_text())
+    jsonschema.validate(out, SCHEMA)
+    return out
 
 
 def lines(tmp_path, *names):

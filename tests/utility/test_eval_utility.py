@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from guardrail.errors import UserError
@@ -32,8 +33,14 @@ def flags(tiny_model, samsum_file, tmp_path):
     ]
 
 
+SCHEMA = json.loads((REPOSITORY / "configs/schemas/utility.schema.json").read_text())
+
+
 def result(tmp_path):
-    return json.loads((tmp_path / "out" / "samsum.json").read_text())
+    """The results file, checked against its schema."""
+    out = json.loads((tmp_path / "out" / "samsum.json").read_text())
+    jsonschema.validate(out, SCHEMA)
+    return out
 
 
 def without(flags, *names):
@@ -153,17 +160,15 @@ def run_script(flags, *launcher, **options):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, **options)
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys, runpy\nsys.argv = ['eval_utility.py', '--help']\n"
         "try:\n    runpy.run_path('eval_utility.py', run_name='__main__')\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'rouge_score'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    start = time.time()
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.time() - start < 3  # under a second on a quiet machine
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from guardrail.errors import UserError
@@ -178,6 +179,7 @@ metadata: {{version: 1.0}}
     assert entry.main(flags)["reused"] is False
     assert entry.main(flags)["reused"] is True
     out = json.loads((tmp_path / "out" / "lm_eval_results.json").read_text())
+    jsonschema.validate(out, json.loads((REPOSITORY / "configs/schemas/utility.schema.json").read_text()))
     assert out["metrics"]["boats_choice"]["n"] == 2 and len(out["results"]) == 2
     assert out["run"]["prompt_style"] == "llama2_base" and out["run"]["model_hash"]
     with pytest.raises(UserError, match="boats_choice"):
