@@ -29,7 +29,14 @@ def main() -> None:
     out, n_rows = Path(take("--record_out")), int(take("--record_rows"))
     from align_anything.trainers.text_to_text import sft
 
-    record: dict[str, Any] = {"losses": [], "lr": [], "step_end_sec": [], "n_tokens": [], "n_real_tokens": []}
+    record: dict[str, Any] = {
+        "losses": [],
+        "lr": [],
+        "step_end_sec": [],
+        "step_end_cpu_sec": [],
+        "n_tokens": [],
+        "n_real_tokens": [],
+    }
     train_step = sft.SupervisedTrainer.train_step
     train = sft.SupervisedTrainer.train
 
@@ -38,6 +45,7 @@ def main() -> None:
         record["losses"].append(info["train/loss"])
         record["lr"].append(info["train/lr"])
         record["step_end_sec"].append(time.perf_counter())
+        record["step_end_cpu_sec"].append(time.process_time())
         record["n_tokens"].append(batch["input_ids"].numel())
         record["n_real_tokens"].append(int(batch["attention_mask"].sum()))
         return info

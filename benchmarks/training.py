@@ -117,26 +117,26 @@ def plain_steps(model_folder: str, data: Any, batch_size: int, dtype: Any, learn
             yield sum(lengths)
 
 
-def turn(steps: Iterator[int], count: int) -> tuple[float, float]:
-    """``(steps per second, real tokens per second)`` of the next ``count`` steps."""
+def turn(steps: Iterator[int], count: int) -> tuple[float, float, float]:
+    """``(steps per second, real tokens per second, steps per processor second)`` of the next ``count`` steps."""
     import torch
 
-    tokens, start = 0, time.perf_counter()
+    tokens, start, start_cpu = 0, time.perf_counter(), time.process_time()
     for _ in range(count):
         tokens += next(steps)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return count / seconds, tokens / seconds
+    return count / seconds, tokens / seconds, count / (time.process_time() - start_cpu)
 
 
 def take_turns(
     contenders: dict[str, Iterator[int]], rounds: int, block: int, between: Callable[[int], None] | None = None
-) -> dict[str, list[tuple[float, float]]]:
+) -> dict[str, list[tuple[float, float, float]]]:
     """Rounds in which every contender has one block; ``between(round)`` runs before each round."""
     for steps in contenders.values():
         turn(steps, 3)  # warm-up
-    out: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    out: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
     for number in range(rounds):
         if between is not None:
             between(number)
@@ -145,7 +145,7 @@ def take_turns(
     return out
 
 
-def median_ratio(rounds: dict[str, list[tuple[float, float]]], over: str, under: str, column: int) -> float:
+def median_ratio(rounds: dict[str, list[tuple[float, float, float]]], over: str, under: str, column: int) -> float:
     return statistics.median(a[column] / b[column] for a, b in zip(rounds[over], rounds[under], strict=True))
 
 
@@ -189,9 +189,11 @@ def align_anything(args: Any, flags: dict[str, Any], folder: Path) -> dict[str, 
     value = json.loads(record.read_text())
     ends, tokens = value["step_end_sec"], value["n_real_tokens"]
     seconds = [b - a for a, b in itertools.pairwise(ends[5:])]
+    cpu_seconds = [b - a for a, b in itertools.pairwise(value["step_end_cpu_sec"][5:])]
     return {
         "steps_per_sec": 1 / statistics.median(seconds),
         "real_tokens_per_sec": statistics.median(t / s for t, s in zip(tokens[6:], seconds, strict=True)),
+        "steps_per_cpu_sec": 1 / statistics.median(cpu_seconds),
         "peak_memory_bytes": value["peak_memory_bytes"],
         "parameter_dtype": value["parameter_dtype"],
         "versions": value["versions"],
@@ -277,8 +279,9 @@ def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
     }
     speed = {
         name: {
-            "steps_per_sec": statistics.median(rate for rate, _ in values),
-            "real_tokens_per_sec": statistics.median(rate for _, rate in values),
+            "steps_per_sec": statistics.median(value[0] for value in values),
+            "real_tokens_per_sec": statistics.median(value[1] for value in values),
+            "steps_per_cpu_sec": statistics.median(value[2] for value in values),
         }
         for name, values in {**rounds, **tails}.items()
     }
@@ -286,14 +289,20 @@ def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
         speed["align_anything"] = theirs[0]
         half = args.rounds // 2
         near = rounds["ours"][max(half - 1, 0) : half + 1]  # the rounds just before and after its run
-        ratios["ours_over_align_anything"] = statistics.mean(rate for rate, _ in near) / theirs[0]["steps_per_sec"]
+        ratios["ours_over_align_anything"] = statistics.mean(value[0] for value in near) / theirs[0]["steps_per_sec"]
     peak = peak_flops()
     if peak:
         model_config = packed.engine.module.config
         n = sum(p.numel() for p in packed.engine.module.parameters())
         flops = flops_per_token(model_config, n, float(tail.lengths.mean()))
         speed["packed"]["mfu_fraction"] = speed["packed"]["real_tokens_per_sec"] * flops / peak
+    by_cpu_time = {
+        f"ours_over_{name}": round(speed["ours"]["steps_per_cpu_sec"] / speed[name]["steps_per_cpu_sec"], 3)
+        for name in ("plain", "align_anything")
+        if name in speed
+    }
     return {
+        "ratios_by_processor_time": by_cpu_time,  # steadier on a busy machine
         "ratios": {key: None if value is None else round(value, 3) for key, value in ratios.items()},
         "speed": speed,
         "tail": {

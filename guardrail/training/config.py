@@ -7,6 +7,7 @@ Defaults live here and nowhere else. Keys, names and defaults of the first group
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -257,4 +258,6 @@ def check_config(config: SFTConfig) -> None:
     for name in ("weight_decay", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name)} is negative")
+    if config.log_type != "none" and importlib.util.find_spec(config.log_type) is None:
+        raise UserError(f"--log_type {config.log_type} needs the package {config.log_type}; install it or use none")
     deepspeed_config(config.ds_cfgs)

@@ -211,7 +211,7 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         padding_fraction=1 - trainer.totals.n_real_tokens / max(trainer.totals.n_tokens, 1),
         n_parameters=loaded.n_parameters,
         n_trained_parameters=loaded.n_trained_parameters,
-        n_steps_done=n_steps,
+        n_steps=n_steps,
         resumed_after_step=start_step,
         eval_losses=eval_losses,
         startup_sec=round(training_started - started, 3),
