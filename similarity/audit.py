@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from guardrail.cli import Parser, boolean, positive_int, run
+from guardrail.representations.options import TEXTS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--position",
         help="positions to extract, with commas (default: eos, completion_mean, prompt_last; encoders mean)",
     )
+    add("--text", default="full", choices=TEXTS, help="what the model reads (prompt: for sets without answers)")
     add("--view", help="main layer and position, e.g. layer16_eos (default: the first)")
     add("--max_length", type=positive_int, help="cap in tokens (default: the model's; encoders 256)")
     add("--max_rows", type=positive_int, default=2000, help="rows used of each set")
@@ -61,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             layer=args.layer,
             position=args.position,
             view=args.view,
+            text=args.text,
             max_length=args.max_length,
             max_rows=args.max_rows,
             bootstrap=args.bootstrap,

@@ -33,6 +33,7 @@ class AuditConfig:
     position: str | None = None
     view: str | None = None
     max_length: int | None = None
+    text: str = "full"
     max_rows: int = 2000
     bootstrap: int = 200
     seed: int = 42
@@ -52,7 +53,7 @@ def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.Extr
     """
     if config.model is None:
         given = {"--layer": config.layer, "--position": config.position, "--prompt_style": config.prompt_style}
-        given["--max_length"] = config.max_length
+        given |= {"--max_length": config.max_length, "--text": None if config.text == "full" else config.text}
         useless = [flag for flag, value in given.items() if value is not None]
         if useless:
             raise UserError(
@@ -65,13 +66,17 @@ def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.Extr
     L = facts.n_layers
     encoder = facts.architecture == "encoder"
     layers = sorted({max(0, L - 2), max(0, L - 1), L} if encoder else {L // 2, (3 * L) // 4, L}, reverse=True)
+    positions = "eos,completion_mean,prompt_last" if config.text == "full" else "eos,mean"
+    if encoder:
+        positions = "mean"
     max_length = config.max_length
     if max_length is None and encoder:
         max_length = min(ENCODER_MAX_LENGTH, facts.max_positions or ENCODER_MAX_LENGTH)
     return facts, o.resolve_options(
         facts,
         layer=config.layer or ",".join(map(str, layers)),
-        position=config.position or ("mean" if encoder else "eos,completion_mean,prompt_last"),
+        position=config.position or positions,
+        text=config.text,
         prompt_style=config.prompt_style,
         max_length=max_length,
     )

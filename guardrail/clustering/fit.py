@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from guardrail.errors import UserError, unknown
-from guardrail.selection.scoring import RowView, unit_blocks, unit_rows
+from guardrail.selection.scoring import Matrix, RowView, unit_blocks, unit_rows
 
 ALGORITHMS = ("kmeans", "minibatch_kmeans", "agglomerative", "hdbscan")
 NEEDS_SEED = ("kmeans", "minibatch_kmeans")
@@ -76,7 +76,7 @@ def renumber(labels: Array) -> Array:
     return np.asarray([new[int(label)] for label in labels], dtype=np.int64)
 
 
-def label_rows(matrix: torch.Tensor, n_clusters: int, seed: int, sample: int) -> Array:
+def label_rows(matrix: Matrix, n_clusters: int, seed: int, sample: int) -> Array:
     """Mini-batch k-means labels of all rows from centres fitted on at most ``sample`` of them; blocks throughout."""
     from sklearn.cluster import MiniBatchKMeans
 

@@ -47,10 +47,11 @@ def compute_subsets(
         pool_rows, n_without = align_rows(rows, reps, config.pool_data)
         views = sweep.sweep_views(reps, anchors, config.sweep) if config.sweep else []
     keep = [i for i, row in enumerate(pool_rows) if place[row["id"]] not in repeated]
-    matrix = None if reps is None else reps.matrix
+    matrix: scoring.Matrix | None = None if reps is None else reps.matrix
     if len(keep) < len(pool_rows):
         pool_rows = [pool_rows[i] for i in keep]
-        matrix = None if matrix is None else matrix[keep]
+        # a view, not a copy: the pool may be larger than the memory that is left
+        matrix = None if matrix is None else scoring.RowView(matrix, np.asarray(keep))
     if config.select_n > len(pool_rows):
         raise UserError(
             f"--select_n {config.select_n} is more than the {len(pool_rows)} rows left: {n_without} have no "
@@ -101,15 +102,18 @@ def compute_subsets(
     log(f"{config.folder}: " + ", ".join(f"{stem} ({entry['n']} rows)" for stem, entry in subsets.items()))
 
 
-def _score_on_all_ranks(matrix: torch.Tensor, anchors: torch.Tensor, avg_n: int) -> Array:
+def _score_on_all_ranks(matrix: scoring.Matrix, anchors: torch.Tensor, avg_n: int) -> Array:
     """Every rank scores a contiguous share of the pool; all get the whole, in row order."""
     N, world = matrix.shape[0], distributed.world_size()
     cuts = [N * rank // world for rank in range(world + 1)]
     start, stop = list(pairwise(cuts))[distributed.rank()]
+    if world == 1:
+        return scoring.score_pool(matrix, anchors, avg_n)
+    share = scoring.RowView(matrix, np.arange(start, stop))
     # an empty share of a pool smaller than the number of ranks has nothing to score
-    part = scoring.score_pool(matrix[start:stop], anchors, avg_n) if stop > start else np.empty(0, np.float32)
+    part = scoring.score_pool(share, anchors, avg_n) if stop > start else np.empty(0, np.float32)
     scores = np.concatenate(distributed.gather(part))
-    return scoring.unify_duplicates(matrix, scoring.inverse_norms(matrix, "pool"), scores) if world > 1 else scores
+    return scoring.unify_duplicates(matrix, scoring.inverse_norms(matrix, "pool"), scores)
 
 
 def _add_optional(pool: Pool, config: SelectionConfig, reps: Representations | None) -> None:
@@ -138,7 +142,7 @@ def _sweep(
 
     def choose(view: str) -> dict[str, Array]:
         matrix = read_representations(reps.path, view).matrix
-        matrix = matrix[keep] if len(keep) < len(matrix) else matrix
+        matrix = scoring.RowView(matrix, np.asarray(keep)) if len(keep) < len(matrix) else matrix
         others = read_representations(anchors.path, view).matrix
         scores = scoring.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
         under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)
@@ -166,7 +170,9 @@ def _describe_scores(pool: Pool, name: str, indices: Array) -> dict[str, Any]:
     }
 
 
-def _effective_anchors(matrix: torch.Tensor | None, anchors: Representations | None, indices: Array) -> dict[str, Any]:
+def _effective_anchors(
+    matrix: scoring.Matrix | None, anchors: Representations | None, indices: Array
+) -> dict[str, Any]:
     """How many anchors a subset hangs on: inverse Simpson index 1 / sum p_j^2 of the selected rows' nearest anchors."""
     if matrix is None or anchors is None:
         return {}

@@ -61,7 +61,7 @@ def eigenvalues(gram: torch.Tensor) -> Array:
 
 def describe_diversity(
     matrix: Matrix,
-    pool: torch.Tensor | None = None,
+    pool: Matrix | None = None,
     pool_clusters: Array | None = None,
     members: Array | None = None,
     near_duplicate_cosine: float = NEAR_DUPLICATE_COSINE,

@@ -20,9 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from guardrail.selection.scoring import best_ranks
+from guardrail.selection.scoring import Matrix, best_ranks
 
 Array = np.ndarray[Any, Any]
 
@@ -32,9 +31,7 @@ def rank_rows(scores: Array) -> Array:
     return np.argsort(-scores, kind="stable").astype(np.int64)
 
 
-def merged_order(
-    pool: torch.Tensor, anchors: torch.Tensor, scores: Array, merge: str, select_n: int, nearest: bool
-) -> Array:
+def merged_order(pool: Matrix, anchors: Matrix, scores: Array, merge: str, select_n: int, nearest: bool) -> Array:
     """The first ``select_n`` rows under ``union`` or ``round_robin``, the most extreme first, (select_n,) int64."""
     N, M = pool.shape[0], anchors.shape[0]
     depth = min(select_n, max(16, -(-4 * select_n // M)))

@@ -41,11 +41,11 @@ def block_rows(width: int, budget_bytes: int = BUDGET_BYTES) -> int:
 class RowView:
     """Some rows of a matrix, gathered block by block when they are used: a subset of a huge matrix without a copy."""
 
-    def __init__(self, matrix: torch.Tensor, rows: np.ndarray[Any, Any]) -> None:
+    def __init__(self, matrix: torch.Tensor | RowView, rows: np.ndarray[Any, Any]) -> None:
         self.matrix, self.index = matrix, torch.from_numpy(np.asarray(rows, dtype=np.int64))
         self.shape = (len(rows), matrix.shape[1])
 
-    def __getitem__(self, part: slice | int) -> torch.Tensor:
+    def __getitem__(self, part: slice | int | torch.Tensor) -> torch.Tensor:
         return self.matrix[self.index[part]]
 
 

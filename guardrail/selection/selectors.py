@@ -35,7 +35,7 @@ from guardrail.rows import Row
 from guardrail.selection import ranking
 from guardrail.selection.composition import answer_text, category_column, category_of, is_list, length_chars
 from guardrail.selection.names import SELECTOR_NEEDS
-from guardrail.selection.scoring import RowView, unit_blocks, unit_rows
+from guardrail.selection.scoring import Matrix, RowView, unit_blocks, unit_rows
 
 Array = np.ndarray[Any, Any]
 LENGTH_STRATA = 10
@@ -50,7 +50,7 @@ class Pool:
 
     rows: list[Row]
     seed: int = 0
-    matrix: torch.Tensor | None = None
+    matrix: Matrix | None = None
     anchors: torch.Tensor | None = None
     scores: Array | None = None
     merge: str = "score"
@@ -172,7 +172,7 @@ def high_sim_high_div(pool: Pool, n: int) -> Array:
     return chosen[np.argsort(-pool.scores[chosen], kind="stable")]
 
 
-def project(matrix: torch.Tensor, rows: Array, seed: int) -> torch.Tensor:
+def project(matrix: Matrix, rows: Array, seed: int) -> torch.Tensor:
     """Unit rows, in a Gaussian random projection to 128 dimensions if D is larger (cosines to about 0.1)."""
     D = matrix.shape[1]
     view = RowView(matrix, rows)

