@@ -162,7 +162,9 @@ class SFTConfig:
     output_dir: str = _option("", str, "weights go to <output_dir>/slice_end, the record to <output_dir>/run.json")
     cache_dir: str | None = _option(None, optional_text, "folder of the tokenised-row cache")
     save_total_limit: int = _option(1, positive_int, "evenly spaced weight saves; the last is slice_end")
-    save_checkpoint: bool = _option(False, boolean, "also keep resumable state (align-anything: True)")
+    save_checkpoint: bool = _option(
+        False, boolean, "keep resumable state until the run is whole (align-anything: True)"
+    )
     checkpoint_interval: int | None = _option(None, optional_int, "steps between resumable states; default: an epoch")
     load_checkpoint: bool = _option(False, boolean, "align-anything's way to resume; here: --resume", only=True)
     resume: bool = _option(False, boolean, "continue from <output_dir>/checkpoint when there is one")

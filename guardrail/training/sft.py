@@ -93,7 +93,8 @@ def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> di
 def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:
     """The summary of the finished run in ``output_dir`` if it is this one."""
     file = Path(config.output_dir) / RUN_FILE
-    if not file.is_file() or not (Path(config.output_dir) / SLICE / "config.json").is_file():
+    weights = Path(config.output_dir) / SLICE
+    if not file.is_file() or not any((weights / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
         return None
     record = read_json(file)
     return {**record["summary"], "skipped": True} if record["run"].get("fingerprint") == mark else None
