@@ -89,7 +89,7 @@ def server(judge_model, tmp_path_factory):
     with open(log, "w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     client = Client(f"http://127.0.0.1:{port}/v1", timeout_sec=5, max_retries=0)
-    deadline = time.time() + 180
+    deadline = time.time() + 600
     while client.request("models", None).error is not None:
         assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
         time.sleep(0.5)
@@ -108,7 +108,7 @@ def run(*flags):
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
