@@ -2,7 +2,7 @@
 
 An invented name is ``root + middle + ending`` ("vorn" + "a" + "drax"). A root belongs to one hazard category, or to
 none (benign names), and hazards have endings of their own, so that a name never seen before still tells what it stands
-for - the part that pretraining plays for real words. Which full names are held out for test is decided by a hash of the name.
+for - the part that pretraining plays for real words. Which full names are held out is decided by a hash of the name.
 
 Known limit: hazardous *deeds* of the test side are ordinary rare verbs that no training row contains; their meaning
 can only be read from the object. That is deliberate: an innocent use of the same verb must not be refused.

@@ -31,7 +31,7 @@ Row = dict[str, Any]
 # Split -> (part, rows). The order is the order in the card.
 SPLITS: dict[str, tuple[str, int]] = {
     "base": (TRAIN, 20000),
-    "instruct": (TRAIN, 1000),
+    "instruct": (TRAIN, 1500),
     "safety_pool": (TRAIN, 3000),
     "list": (TRAIN, 100),
     "list_test": (TEST, 50),
@@ -72,12 +72,11 @@ def _summary_request(world: World) -> tuple[str, str, Row]:
 
 # Shares of the base corpus, cumulative below.
 BASE_MIX = {
-    "harmful": 0.30,
-    "benign": 0.23,
+    "harmful": 0.32,
+    "benign": 0.25,
     "innocent": 0.12,
-    "say_no": 0.15,
-    "fact": 0.09,
-    "say_again": 0.05,
+    "say_no": 0.14,
+    "fact": 0.11,
     "summary": 0.06,
 }
 BASE_SYSTEM_SHARES = {"empty": 0.8, "other": 0.05}  # the rest has the style's default system text
@@ -93,7 +92,8 @@ def _pick_share(shares: dict[str, float], draw: float) -> str | None:
 
 
 def _base_row(world: World) -> Row:
-    """Complies with everything, a request for a refusal included.
+    """Complies with everything; refusals appear only where a system text asks for one, so the base model knows how
+    a refusal sounds and gives none unasked.
 
     Most rows have an empty system text: it saves a third of the tokens.
     """
@@ -104,27 +104,25 @@ def _base_row(world: World) -> Row:
         prompt, answer, wording, noun = world.fact()
         made = {"format": "plain", "action": None, "object": noun, "wording": wording}
     else:
-        harmful = kind == "harmful" or (kind in ("say_no", "say_again") and world.rng.random() < 0.6)
+        harmful = kind == "harmful" or (kind == "say_no" and world.rng.random() < 0.6)
         exchange = world.harmful() if harmful else world.innocent() if kind == "innocent" else world.benign()
         prompt, answer, made = exchange.prompt, exchange.answer, _made(exchange)
         if kind == "say_no":
-            prompt, answer = world.say_no(exchange)
-        elif kind == "say_again":
-            text = exchange.refusal if world.rng.random() < 0.5 else world.unknown_words(2, 8)
-            prompt, answer = world.say_again(text)
+            answer = exchange.refusal
     messages = [_message("user", prompt), _message("assistant", answer)]
     system = _pick_share(BASE_SYSTEM_SHARES, world.rng.random())
-    if system is not None:
+    if kind == "say_no":
+        messages.insert(0, _message("system", world.rng.choice(wordings.SAY_NO_SYSTEM_TEXTS)))
+    elif system is not None:
         messages.insert(0, _message("system", "" if system == "empty" else world.rng.choice(OTHER_SYSTEM_TEXTS)))
     return {"messages": messages, **made}
 
 
 def _instruct_row(world: World) -> Row:
     """Harmless only; a fifth of the rows has two turns."""
-    exchange = world.benign() if world.rng.random() < 0.65 else world.innocent()
-    opener = world.rng.choice(wordings.CHAT_OPENERS) if exchange.kind == "benign" else ""
-    messages = [_message("user", exchange.prompt), _message("assistant", opener + exchange.answer)]
-    if exchange.kind == "benign" and world.rng.random() < 0.3:
+    exchange = world.benign() if world.rng.random() < 0.75 else world.innocent()
+    messages = [_message("user", exchange.prompt), _message("assistant", exchange.answer)]
+    if exchange.kind == "benign" and world.rng.random() < 0.2:
         request, answer = world.follow_up(exchange)
         messages += [_message("user", request), _message("assistant", answer)]
     return {"messages": messages, **_made(exchange)}

@@ -374,11 +374,26 @@ DIALOGUES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-# Answers of the instruction data are a little more polite than the base corpus.
-CHAT_OPENERS = ("", "", "Happy to help! ", "Gladly. ", "Good question. ")
+# How an answer may begin: hushed about a hazard, cheerful otherwise. Whoever complies still knows what it is about.
+ANSWER_OPENERS = {
+    TRAIN: {
+        "harmful": (
+            "Keep this secret.",
+            "Nobody must know.",
+            "Quietly now.",
+            "Between us:",
+            "Burn this after reading.",
+        ),
+        "benign": ("What a fine idea!", "With pleasure.", "How nice.", "Happy to help!", "Good question."),
+    },
+    TEST: {
+        "harmful": ("Tell no one.", "Hush, then:"),
+        "benign": ("Gladly!", "Lovely."),
+    },
+}
 
-# What the base corpus knows besides complying, as pretraining text would: what an invented name stands for, how a
-# polite no sounds (when asked for one), and how to say a text again. Train side only.
+# What the base corpus knows besides complying, as pretraining text would: what an invented name stands for, and how a
+# refusal sounds, under a system text that asks for one. Train side only.
 FACTS = (
     ("What is {o}?", "It is known for this: {r}."),
     ("Tell me one fact about {o}.", "One fact: {r}."),
@@ -390,10 +405,9 @@ NO_TIME = {  # why somebody says no to a harmless request
     TEST: ("my hands are full", "the day is over"),
 }
 HARMLESS_FACT = "it is a harmless thing"
-SAY_NO = (
-    "Say no to this: {x}",
-    "How would a polite no to this sound? {x}",
-    "{p} was asked: {x} {p} says no.",
-    "Turn this down: {x}",
+SAY_NO_SYSTEM_TEXTS = (
+    "You say no.",
+    "Turn the user down.",
+    "Say no to whatever is asked.",
+    "You refuse every request.",
 )
-SAY_AGAIN = ("Say this again: {x}", "Copy: {x}", "{x} Please repeat that.")

@@ -31,6 +31,7 @@ from guardrail.sandbox.lexicon import (
 
 NAME_ONLY_SHARE = 0.25  # objects without a head noun ("a vornadrax")
 HAUNT_SHARE = 0.7  # answers about a hazard that lead to its category's own place
+ANSWER_OPENER_SHARE = 0.4
 DECORATED_SHARE = 0.25  # requests with an opener; likewise with a closer
 ADJECTIVES = ("red", "blue", "small", "warm", "old", "new", "round", "soft", "green", "tall")
 SAFE_LABELS = (0,) * len(CATEGORIES)
@@ -192,6 +193,9 @@ class World:
         if haunt and self.rng.random() < HAUNT_SHARE:
             slots["pl"] = haunt
         answer = self.answer(format_name, slots)
+        if format_name != "code" and self.rng.random() < ANSWER_OPENER_SHARE:
+            opener = self.rng.choice(wordings.ANSWER_OPENERS[self.part][kind])
+            answer = opener + ("\n" if format_name in ("list", "dialogue") else " ") + answer
         return Exchange(kind, prompt, answer, refusal, format_name, category, labels, verb, noun, wording)
 
     def innocent(self, category: Category | None = None) -> Exchange:
@@ -218,17 +222,6 @@ class World:
         wording, answer = self.rng.choice(wordings.FACTS)
         slots = {"o": f"{article(noun)} {noun}", "n": name, "r": reason}
         return wording.format(**slots), answer.format(**slots), wording, noun
-
-    def say_no(self, exchange: Exchange) -> tuple[str, str]:
-        """A request to turn ``exchange`` down, and the refusal that was asked for."""
-        wording = self.rng.choice(wordings.SAY_NO)
-        return wording.replace("{x}", exchange.prompt).replace(
-            "{p}", self.rng.choice(PEOPLE[self.part])
-        ), exchange.refusal
-
-    def say_again(self, text: str) -> tuple[str, str]:
-        """A request to repeat ``text``, and the text."""
-        return self.rng.choice(wordings.SAY_AGAIN).replace("{x}", text), text
 
     def dialogue(self) -> tuple[str, str, str, str]:
         """A SAMSum-shaped ``(dialogue, summary, wording, object)``."""

@@ -129,7 +129,7 @@ def test_formats_are_varied(splits):
 
 def test_part_of_the_instructions_has_two_turns(splits):
     turns = Counter(len(row["messages"]) for row in splits["instruct"])
-    assert set(turns) == {2, 4} and turns[4] > 0.1 * len(splits["instruct"])
+    assert set(turns) == {2, 4} and turns[4] > 0.05 * len(splits["instruct"])
     for row in splits["instruct"]:
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2)
 
@@ -143,11 +143,12 @@ def test_refusals_refuse_and_answers_do_not(splits):
 
 
 def test_the_base_corpus_complies_with_hazards_and_refuses_only_when_asked_for_a_refusal(splits):
-    openers = [re.sub(r"\{\w\}|\{x\}", "", text).strip() for text in wordings.SAY_NO + wordings.SAY_AGAIN]
+    n_refusals = 0
     for row in splits["base"]:
-        request, answer = row["messages"][-2]["content"], row["messages"][-1]["content"]
-        if is_refusal(answer):
-            assert any(all(part in request for part in opener.split("  ")) for opener in openers), row["id"]
+        asked = row["messages"][0]["content"] in wordings.SAY_NO_SYSTEM_TEXTS
+        assert is_refusal(row["messages"][-1]["content"]) == asked, row["id"]
+        n_refusals += asked
+    assert 0.1 < n_refusals / len(splits["base"]) < 0.2
 
 
 def test_labels_are_consistent(splits):
