@@ -140,7 +140,6 @@ def plan_stages(grid: Grid) -> list[Stage]:
         instruct + (pool if x.subset == "full" else 0 if x.subset == "none" else x.size) for x in grid.alignments
     ) / len(grid.alignments)
     task_rows = sum(rows_or(task.train, 1000) for task in study.tasks.values()) / len(study.tasks)
-    utility = [(folder, task) for folder in checkpoints for task in study.tasks if _needs(grid, folder, task)]
     stages = [
         stage("representations", [similarity / s / "reps/extraction/manifest.json" for s in sets], reading(pool)),
         stage(
@@ -163,7 +162,7 @@ def plan_stages(grid: Grid) -> list[Stage]:
         stage("moderation", [folder / SAFETY_FILE for folder in checkpoints], reading(answers)),
         stage(
             "utility",
-            [folder / utility_file(task) for folder, task in utility],
+            _utility_files(grid),
             generating(400, max(task.utility.max_new_tokens for task in study.tasks.values())),
         ),
     ]
@@ -173,14 +172,13 @@ def plan_stages(grid: Grid) -> list[Stage]:
     return stages
 
 
-def _needs(grid: Grid, folder: Path, task: str) -> bool:
+def _utility_files(grid: Grid) -> list[Path]:
     """Utility is measured on all tasks for the base model, on a checkpoint's own tasks otherwise."""
-    if folder == grid.base_folder:
-        return True
-    owners = {grid.cell_folder(cell): {cell.task} for cell in grid.cells}
+    pairs: dict[tuple[Path, str], None] = {(grid.base_folder, task): None for task in grid.study.tasks}
     for cell in grid.cells:
-        owners.setdefault(grid.aligned_folder(cell.alignment), set()).add(cell.task)
-    return task in owners[folder]
+        pairs[grid.aligned_folder(cell.alignment), cell.task] = None
+        pairs[grid.cell_folder(cell), cell.task] = None
+    return [folder / utility_file(task) for folder, task in pairs]
 
 
 def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
