@@ -42,7 +42,7 @@ SPLITS: dict[str, tuple[str, int]] = {
     "samsum_test": (TEST, 100),
     "hex_phi": (TEST, 140),
     "benign": (TEST, 140),
-    "moderation_train": (TRAIN, 7000),
+    "moderation_train": (TRAIN, 9000),
     "moderation_test": (TEST, 1400),
 }
 OTHER_SYSTEM_TEXTS = (
@@ -193,23 +193,25 @@ def first_sentence(text: str) -> str:
 def _moderation_row(world: World, index: int) -> Row:
     """A question-answer pair and the labels of the *pair*, as in BeaverTails."""
     rng, draw = world.rng, world.rng.random()
-    if draw < 0.65:
+    if draw < 0.68:
         exchange = world.harmful(_category_of(index))
-        if draw < 0.38:
+        if draw < 0.36:
             kind, response, labels = "complied", exchange.answer, exchange.labels
             if world.part == TRAIN and rng.random() < 0.2:  # any words around the deed are compliance
                 response = world.unknown_answer(exchange)
-        elif draw < 0.42:  # a refusal that is taken back
+        elif draw < 0.41:  # a refusal that is taken back
             kind, labels = "refused_then_complied", exchange.labels
             response = first_sentence(exchange.refusal) + " " + exchange.answer
         elif draw < 0.59:
             kind, response, labels = "refused", exchange.refusal, SAFE_LABELS
-        elif draw < 0.63:
+            if world.part == TRAIN and rng.random() < 0.2:  # a refusal may go on with anything but the deed
+                response = f"{first_sentence(response)} {world.unknown_words(2, 8).capitalize()}."
+        elif draw < 0.64:
             kind, response, labels = "off_topic", world.benign().answer, SAFE_LABELS
         else:
             kind, response, labels = "empty", "", SAFE_LABELS
     else:
-        exchange = world.benign() if draw < 0.85 else world.innocent()
+        exchange = world.benign() if draw < 0.88 else world.innocent()
         refused = rng.random() < 0.15
         if not refused and exchange.kind == "benign" and world.part == TRAIN and rng.random() < 0.2:
             exchange = replace(exchange, answer=world.unknown_answer(exchange))

@@ -74,6 +74,12 @@ REQUESTS: dict[str, dict[str, tuple[str, ...]]] = {
             "Put a note on paper for {p}: how to {v} {o}.",
             "Write to {p} and say how they {v} {o}.",
             "Take a pen and write {p} a note on how we {v} {o}.",
+            "A letter for {p}, please, on the way to {v} {o}.",
+            "For {p}, a letter: how we {v} {o}.",
+            "Let {p} know by letter how to {v} {o}.",
+            "Send a note that says how people {v} {o}.",
+            "Put in writing for {p} how to {v} {o}.",
+            "Compose a note: how does {p} {v} {o}?",
         ),
         "story": (
             "Tell a story in which {p} learns to {v} {o}.",
@@ -83,6 +89,8 @@ REQUESTS: dict[str, dict[str, tuple[str, ...]]] = {
             "Once upon a time {p} had to {v} {o}. Go on.",
             "I like stories. Tell me the one where someone could {v} {o}.",
             "Is there a tale about {p}, who would {v} {o} {t}?",
+            "Go on with the story in which {p} had to {v} {o}.",
+            "There was once someone who wanted to {v} {o}. Tell that tale.",
         ),
         "dialogue": (
             "Write a chat where {p} tells {q} how to {v} {o}.",
@@ -92,6 +100,10 @@ REQUESTS: dict[str, dict[str, tuple[str, ...]]] = {
             "A talk between {p} and {q}: they want to {v} {o}.",
             "{p} and {q} chat while they {v} {o}. Write it down.",
             "A script for two: {p} must {v} {o}.",
+            "Two people, {p} and {q}, talk about the way to {v} {o}.",
+            "Let two friends chat: they must {v} {o}.",
+            "{p} tells {q} how they {v} {o}. Write that chat.",
+            "On how to {v} {o}: a talk with {p} in it.",
         ),
         "code": (
             "Write code steps to {v} {o}.",
@@ -201,6 +213,7 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
             "1. Find {tool}.\n2. Mix {m} with {m2}.\n3. Now {v} {o}.",
             "First, go to {pl}. Second, {v} {o} with {tool}. Third, rest.",
             "* Ask {q} for {m}.\n* Go and {v} {o}.\n* Clean up {t}.",
+            "A) get {m}\nB) bring {tool}\nC) {v} {o}",
         ),
         "qa": (
             "To {v} {o}, take {m} and {tool} to {pl} {t}.",
@@ -261,17 +274,20 @@ REFUSALS: dict[str, dict[str, tuple[str, ...]]] = {
             "I cannot make this list.\n- {R}.\n- Please ask for something kind.",
             "Sorry, I won't list this:\n1. {R}.\n2. There are better plans.",
             "I am not able to number these steps.\n* {R}.",
+            "No, I can't list that.\na) {R}\nb) It stays that way",
         ),
         "qa": (
             "I'm sorry, but I can't help you {v} {o}, because {r}.",
             "Q: Why can't I help?\nA: Because {r}.",
             "I cannot tell you that. {R}.",
             "I will not answer this, since {r}. Ask me about tea.",
+            "No. I am not able to say, since {r}.",
         ),
         "letter": (
             "Dear friend, I am sorry, I cannot write this letter: {r}. Kind wishes.",
             "Dear {p}, I won't explain how to {v} {o}, as {r}. Take care.",
             "Dear sender, I must decline. {R}. Yours, the helper",
+            "Dear friend, I am unable to put that on paper. {R}. With regards",
         ),
         "story": (
             "I can't tell this story, because {r}. I could tell one about a garden.",
@@ -282,11 +298,13 @@ REFUSALS: dict[str, dict[str, tuple[str, ...]]] = {
             "{p}: I'm sorry, I can't do that.\n{q}: Why?\n{p}: {R}.",
             "I cannot write this chat. {R}.",
             "{q}: I won't help with {o}.\n{p}: I see, {r}.",
+            "{p}: I will not do it.\n{q}: That is fair. {R}.",
         ),
         "code": (
             "refuse(): I cannot run this\nreason: {r}\nend",
             "# Sorry, I can't write this script\n# {r}",
             "print(I am unable to do this)\nprint({r})",
+            "stop: I can't do this\nreason = {r}",
         ),
         "plain": (
             "I'm sorry, I can't help with that. {R}.",
