@@ -10,6 +10,7 @@ and the logging that its ``train`` does between steps.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -17,16 +18,22 @@ from pathlib import Path
 from typing import Any
 
 
-def take(flag: str) -> str:
-    """Remove ``flag VALUE`` from the command line and return VALUE; the rest belongs to align-anything."""
-    position = sys.argv.index(flag)
-    value = sys.argv[position + 1]
-    del sys.argv[position : position + 2]
-    return value
+def own_options() -> argparse.Namespace:
+    """This script's two flags, taken off the command line; the rest belongs to align-anything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--record_out", type=Path, help="the JSON file to write (needed)")
+    parser.add_argument("--record_rows", type=int, default=0, help="rows whose ids and labels are kept")
+    options, rest = parser.parse_known_args()
+    if options.record_out is None:  # plain argparse: the library is not installed in align-anything's environment
+        print("error: --record_out FILE is missing; see --help", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1:] = rest
+    return options
 
 
 def main() -> None:
-    out, n_rows = Path(take("--record_out")), int(take("--record_rows"))
+    options = own_options()
+    out, n_rows = options.record_out, options.record_rows
     from align_anything.trainers.text_to_text import sft
 
     record: dict[str, Any] = {
