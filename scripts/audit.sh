@@ -8,6 +8,7 @@
 #
 # A set is NAME=PATH or NAME=PATH::SPLIT; PATH holds rows or stored representations. Further arguments go to
 # similarity/audit.py as they are (paths with spaces: give the flags themselves instead of the variables).
+set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
 CUSTOMER="${CUSTOMER:-list=datasets/sandbox::list}"          # the data set to be fine-tuned on
