@@ -94,7 +94,7 @@ def classifier(tmp_path_factory, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory, tiny_tokenizer):
     """Width 128: vLLM's CPU attention has no kernel for a head of 8."""
-    from conftest import make_llama
+    from toys import make_llama
 
     return make_llama(tmp_path_factory.mktemp("vllm-llama"), tiny_tokenizer, width=128)
 

@@ -107,14 +107,12 @@ def test_moderation_text_is_beaver_dams(tokenizer):
     assert moderation_text("{response}", "{prompt}").count("{") == 2  # braces in a text are left alone
 
 
-def test_moderation_text_agrees_with_the_evaluation_stage():
-    """``beavertails_moderation/evaluate.py`` must read exactly the text that the model was trained on."""
-    judging = pytest.importorskip("guardrail.judging.moderation")
-    template = getattr(judging, "PROMPT_TEMPLATE", None) or getattr(judging, "PROMPT_FORMAT", None)
-    if template is None:
-        pytest.skip("the judging stage names its template otherwise")
-    question = template.replace("{prompt}", "Q").replace("{question}", "Q").replace("{input}", "Q")
-    assert moderation_text("Q", "", eos="") == question
+def test_moderation_ids_agree_with_the_evaluation_stage(tokenizer):
+    """``beavertails_moderation/evaluate.py`` must read exactly the ids that the model was trained on."""
+    from guardrail.judging import moderation as judging
+
+    for question, answer in [("How?", "Like this."), ("{question}", ""), ("Which {prompt}?\n", " {question} </s> ")]:
+        assert encode_pair(tokenizer, question, answer) == judging.encode_pair(tokenizer, question, answer)[0]
 
 
 def test_training_text_is_the_studys(tokenizer):

@@ -1,22 +1,17 @@
-"""Fixtures of the training tests: the golden tokenizer and model, and a trainer run in its own process."""
+"""Fixtures of the training tests: the golden tokenizer and model, and the folders that the shared runs leave."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from runs import LORA, SINGLE, arguments, kill_once_resumable, train_many
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,113 +28,6 @@ def golden_tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def golden_model(tmp_path_factory, golden_tokenizer) -> Path:
     return toy.golden_model(tmp_path_factory.mktemp("golden-model"), golden_tokenizer)
-
-
-def arguments(output: Path, model: Path, **flags) -> list[str]:
-    """Command-line arguments of a small float32 run on the golden rows."""
-    flags = {
-        "model_name_or_path": model,
-        "train_datasets": toy.GOLDEN / "rows.jsonl",
-        "train_template": "UltraChat",
-        "output_dir": output,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "model_max_length": toy.MAX_LENGTH,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "ds_cfgs": "ds_z0_config.json",
-        "log_type": "none",
-        **flags,
-    }
-    return [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-
-
-def start(command: list[str], **environment: str) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        **environment,
-    }
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-DRIVER = """
-import json, sys, traceback
-from guardrail.training.sft import main
-for argv in json.load(open(sys.argv[1])):
-    main(argv)
-"""
-
-
-def train_many(runs: list[list[str]], folder: Path, ranks: int = 1, port: int | None = None) -> None:
-    """Several trainings one after another in one process per rank: the libraries are imported once."""
-    plan = folder / f"plan-{ranks}.json"
-    plan.write_text(json.dumps(runs))
-    command = [sys.executable, "-c", DRIVER, str(plan)]
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        start(command, **({} if ranks == 1 else {"RANK": str(i), "LOCAL_RANK": str(i), **shared})) for i in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=500) for process in processes]
-    for process, (_, stderr) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, stderr
-
-
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "losses.jsonl").read_text().splitlines()]
-
-
-def record(output: Path) -> dict:
-    return json.loads((output / "run.json").read_text())["run"]
-
-
-LORA = {
-    "epochs": 2,
-    "max_steps": 20,
-    "use_lora": True,
-    "save_checkpoint": True,
-    "checkpoint_interval": 4,
-    "logging_steps": 1,
-    "learning_rate": 5e-3,
-}
-# One process trains all of these, in this order; the tests look at what it left.
-SINGLE = {
-    "plain": {"max_steps": 6},
-    "again": {"max_steps": 6, "logging_steps": 1},
-    "golden": {"label_mask": "align_anything", "epochs": 4, "reshuffle": False},
-    "exact": {"epochs": 4, "reshuffle": False},
-    "large": {"per_device_train_batch_size": 32, "train_size": 99, "epochs": 2},
-    "accumulated-z0": {"gradient_accumulation_steps": 2},
-    "accumulated-z2": {"gradient_accumulation_steps": 2, "ds_cfgs": "ds_z2_config.json"},
-    "sixteen": {"per_device_train_batch_size": 16},
-    "offload": {"max_steps": 6, "ds_cfgs": "ds_z3_offload_config.json", "gradient_checkpointing": True},
-    "packed": {"batching": "packed", "per_device_train_batch_size": 2, "train_size": 24},
-    "packed-as-padded": {"per_device_train_batch_size": 24, "train_size": 24},
-    "grouped": {"batching": "length_grouped"},
-    "turns": {"train_on": "all_assistant_turns", "max_steps": 2},
-    "bf16": {"max_steps": 6, "bf16": True, "ds_cfgs": "ds_z2_config.json"},
-    "fp16": {"max_steps": 6, "fp16": True, "ds_cfgs": "ds_z2_config.json"},
-    "lora-z0": LORA,
-    "lora-z3": {**LORA, "ds_cfgs": "ds_z3_config.json"},
-    "resumed-z0": {**LORA, "resume": True},
-    "resumed-z3": {**LORA, "resume": True, "ds_cfgs": "ds_z3_config.json"},
-}
-
-
-def kill_once_resumable(output: Path, model: Path, **flags) -> None:
-    """Start a run and kill it with -9 as soon as a resumable state is whole."""
-    process = start([sys.executable, "-m", "guardrail.training.sft", *arguments(output, model, **flags)])
-    state = output / "checkpoint" / "state.json"
-    deadline = time.time() + 300
-    while not state.is_file() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert state.is_file() and not (output / "run.json").exists(), "too late or too early to kill"
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 
-import conftest
 import pytest
+import runs
 import toy
 
 from guardrail.training.data import encode_align_anything, encode_rows
@@ -51,12 +51,12 @@ def test_52_steps_in_float32_give_the_same_losses(single):
     """Four epochs of 100 rows at batch 8: the last batch of an epoch has four rows. Tolerance asked for: 1e-3."""
     flags = GOLDEN_LOSSES["flags"]
     assert GOLDEN_LOSSES["parameter_dtype"] == "torch.float32"
-    assert {key: conftest.record(single / "golden")["config"][key] for key in flags} == flags
-    ours, theirs = conftest.losses(single / "golden"), GOLDEN_LOSSES["losses"]
+    assert {key: runs.record(single / "golden")["config"][key] for key in flags} == flags
+    ours, theirs = runs.losses(single / "golden"), GOLDEN_LOSSES["losses"]
     assert len(ours) == len(theirs) == 52
     assert ours == pytest.approx(theirs, rel=1e-5)
-    assert "first answer token" in conftest.record(single / "golden")["label_mask_note"]
-    other = conftest.losses(single / "exact")
+    assert "first answer token" in runs.record(single / "golden")["label_mask_note"]
+    other = runs.losses(single / "exact")
     assert max(abs(a - b) / b for a, b in zip(other, theirs, strict=True)) > 1e-3  # the test can fail
 
 

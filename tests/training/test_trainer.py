@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-import conftest
 import pytest
+import runs
 import toy
 
 from guardrail.rows import load_rows
@@ -62,9 +62,9 @@ def test_zero_0_equals_a_plain_loop_and_is_not_repeated(single, golden_model):
     """`plain` was run twice; the second time there was nothing to do (else losses.jsonl would be younger than run.json
     of the first, and the log would have a second set of lines)."""
     folder = single / "plain"
-    assert conftest.losses(folder) == pytest.approx(plain_loop(golden_model, STEPS), rel=1e-5)
+    assert runs.losses(folder) == pytest.approx(plain_loop(golden_model, STEPS), rel=1e-5)
     assert (folder / "slice_end" / "model.safetensors").is_file()
-    record = conftest.record(folder)
+    record = runs.record(folder)
     assert record["n"] == 100 and record["seeds"] == {"seed": 42, "data_seed": 0}
     assert record["config"]["logging_steps"] == 10  # of the first run
     assert not (folder / "checkpoint").exists()  # weights only by default
@@ -75,7 +75,7 @@ def test_zero_0_equals_a_plain_loop_and_is_not_repeated(single, golden_model):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_equal_one_rank_at_twice_the_batch(stage, single, double):
     """99 rows: the two ranks' last batch is filled up with a repeated row, which must not count."""
-    two, one = conftest.losses(double / f"z{stage}"), conftest.losses(single / "large")
+    two, one = runs.losses(double / f"z{stage}"), runs.losses(single / "large")
     assert len(two) == len(one) == 8
     assert two == pytest.approx(one, rel=1e-5)
     assert_same_weights(double / f"z{stage}", single / "large")
@@ -96,20 +96,20 @@ def assert_same_weights(one: Path, two: Path, tolerance: float = 2e-4) -> None:
 def test_accumulation_equals_a_larger_batch(stage, single):
     """13 micro-batches an epoch: the last step has one micro-batch of four rows, and none is lost."""
     many, one = single / f"accumulated-z{stage}", single / "sixteen"
-    assert conftest.losses(many) == pytest.approx(conftest.losses(one), rel=1e-5)
+    assert runs.losses(many) == pytest.approx(runs.losses(one), rel=1e-5)
     assert_same_weights(many, one)
 
 
 @pytest.mark.slow
 def test_zero_3_with_offload_and_gradient_checkpointing_equals_zero_0(single):
-    assert conftest.losses(single / "offload") == pytest.approx(conftest.losses(single / "plain"), rel=1e-5)
+    assert runs.losses(single / "offload") == pytest.approx(runs.losses(single / "plain"), rel=1e-5)
     assert_same_weights(single / "offload", single / "plain")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_follows_float32(dtype, single):
-    half, full = conftest.losses(single / dtype), conftest.losses(single / "plain")
+    half, full = runs.losses(single / dtype), runs.losses(single / "plain")
     assert half == pytest.approx(full, rel=0.02) and half != full
     saved = json.loads((single / dtype / "slice_end" / "config.json").read_text())["dtype"]
     assert saved == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
@@ -119,23 +119,23 @@ def test_half_precision_follows_float32(dtype, single):
 def test_a_packed_step_is_the_padded_step_on_the_same_rows(single):
     """24 rows in one step either way: the mean over all tokens is the same, so no row saw another."""
     packed, padded = single / "packed", single / "packed-as-padded"
-    n_packed = len(conftest.losses(packed))
-    assert conftest.record(packed)["padding_fraction"] == 0 < conftest.record(padded)["padding_fraction"]
-    assert conftest.record(packed)["attention"] == "guardrail_packed"
+    n_packed = len(runs.losses(packed))
+    assert runs.record(packed)["padding_fraction"] == 0 < runs.record(padded)["padding_fraction"]
+    assert runs.record(packed)["attention"] == "guardrail_packed"
     assert n_packed > 1  # two sequences of 224 tokens a step
-    assert sum(conftest.losses(packed)[:1]) == pytest.approx(conftest.losses(padded)[0], rel=0.02)
+    assert sum(runs.losses(packed)[:1]) == pytest.approx(runs.losses(padded)[0], rel=0.02)
 
 
 @pytest.mark.slow
 def test_length_grouped_pads_less(single):
-    grouped, padded = conftest.record(single / "grouped"), conftest.record(single / "exact")
+    grouped, padded = runs.record(single / "grouped"), runs.record(single / "exact")
     assert grouped["padding_fraction"] < 0.6 * padded["padding_fraction"]
     assert grouped["n"] == 100 and grouped["n_steps"] == 13
 
 
 @pytest.mark.slow
 def test_all_assistant_turns_train_more_tokens(single):
-    turns, last = conftest.record(single / "turns"), conftest.record(single / "plain")
+    turns, last = runs.record(single / "turns"), runs.record(single / "plain")
     assert turns["n_trained_tokens_per_epoch"] > last["n_trained_tokens_per_epoch"]
 
 
@@ -144,9 +144,9 @@ def test_all_assistant_turns_train_more_tokens(single):
 def test_resume_after_kill_gives_the_uninterrupted_losses(stage, single):
     """Killed with -9 after a state was kept; LoRA dropout makes the random state count."""
     whole, cut = single / f"lora-z{stage}", single / f"resumed-z{stage}"
-    assert conftest.record(cut)["resumed_after_step"] >= 4
-    assert len(conftest.losses(cut)) == 20
-    assert conftest.losses(cut) == pytest.approx(conftest.losses(whole), rel=1e-6)
+    assert runs.record(cut)["resumed_after_step"] >= 4
+    assert len(runs.losses(cut)) == 20
+    assert runs.losses(cut) == pytest.approx(runs.losses(whole), rel=1e-6)
     assert_same_weights(cut, whole, 1e-6)
     assert not (cut / "checkpoint").exists()  # of no use once the run is whole
 
@@ -194,8 +194,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, golden_model):
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    arguments = conftest.arguments(tmp_path / "out", broken, max_steps=2)
-    process = conftest.start([sys.executable, "-m", "guardrail.training.sft", *arguments])
+    arguments = runs.arguments(tmp_path / "out", broken, max_steps=2)
+    process = runs.start([sys.executable, "-m", "guardrail.training.sft", *arguments])
     _, stderr = process.communicate(timeout=400)
     assert process.returncode == 2
     assert "error: the loss became nan at step 1" in stderr
@@ -213,7 +213,7 @@ def test_the_deepspeed_launcher_takes_the_paper_s_flags(tmp_path, golden_model, 
         *("--train_template", "UltraChat", "--train_split", "train_list_high_sim_1k", "--eval_split", "test"),
         *("--max_steps", "2", "--log_type", LOG_TYPE, "--eval_datasets", str(rows), "--eval_size", "10"),
     ]
-    process = conftest.start(command)
+    process = runs.start(command)
     _, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     record = json.loads((tmp_path / "run.json").read_text())["run"]
