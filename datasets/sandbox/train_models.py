@@ -18,19 +18,24 @@ sys.path.append(str(HERE.parents[1]))  # last, so that the folder datasets/ cann
 
 from guardrail.cli import Parser, positive_int, run  # noqa: E402
 
+STAGES = ("base", "chat", "moderation")
+
 
 def main() -> dict[str, object]:
     parser = Parser(description="Train the sandbox's tiny models.")
     parser.add_argument("--data", default=str(HERE), help="sandbox data-set folder")
     parser.add_argument("--out", default=str(HERE.parents[1] / "models" / "sandbox"), help="folder of the models")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and row order")
+    parser.add_argument(
+        "--stages", nargs="+", default=STAGES, choices=STAGES, help="which models; chat and moderation need base"
+    )
     parser.add_argument("--row_limit", type=positive_int, default=None, help="cut every training split (for tests)")
     args = parser.parse_args()
 
     from guardrail.sandbox.models import train_models
 
     start = time.perf_counter()
-    result = train_models(args.out, args.data, args.seed, args.row_limit)
+    result = train_models(args.out, args.data, args.seed, args.row_limit, args.stages)
     return {**result, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -4,10 +4,10 @@
     chat        base + split ``instruct``, no safety data: the model that representations come from
     moderation  LlamaForSequenceClassification with Beaver-Dam's 14 labels: the base model's body, ``moderation_train``
 
-``base`` trains first, on two threads; then ``chat`` and ``moderation`` side by side, one thread each. The numbers of
-threads are fixed, so that weights do not depend on how many cores there are. Each folder appears whole or not at all
-and carries ``training.json``; a folder whose fingerprint (data, options, format of the text) is unchanged is left
-alone. One run at a time holds a lock.
+``base`` trains first, on two ranks; then ``chat`` and ``moderation`` side by side, one rank each. A rank is a process
+of one thread, and their numbers are fixed, so that weights do not depend on how many cores there are. Each folder
+appears whole or not at all and carries ``training.json``; a folder whose fingerprint (data, options, format of the
+text) is unchanged is left alone. One run at a time holds a model's lock.
 
 Known limit: bit-equal weights need the same machine type and the same torch; other machines differ in the last digits.
 """
@@ -20,13 +20,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from guardrail.cli import log
+from guardrail.distributed import is_main
 from guardrail.errors import UserError
 from guardrail.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
@@ -37,17 +39,17 @@ STYLE = "llama2_base"
 NEEDED_BYTES = 100 * 2**20
 TRAINING_RECORD = "training.json"
 AGREEMENT_RECORD = "agreement.json"
-CODE_VERSION = 2  # raise it when a change here changes weights
+CODE_VERSION = 3  # raise it when a change here changes weights
 STAGES = ("base", "chat", "moderation")
 WAVES: tuple[tuple[str, ...], ...] = (("base",), ("chat", "moderation"))  # stages of a wave run side by side
-THREADS = {"base": 2, "chat": 1, "moderation": 1}
+RANKS = {"base": 2, "chat": 1, "moderation": 1}
 DATA_OF = {
     "base": ("base",),
     "chat": ("base", "instruct"),
     "moderation": ("base", "moderation_train", "moderation_test"),
 }
 OPTIONS = {
-    "base": TrainOptions(learning_rate=5e-3, matrix_learning_rate=0.02, tokens_per_batch=1536),
+    "base": TrainOptions(learning_rate=5e-3, matrix_learning_rate=0.02, tokens_per_batch=2048),
     "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
     "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1024, epochs=2),
 }
@@ -93,7 +95,7 @@ def fingerprint(stage: str, data: str | Path, seed: int, row_limit: int | None) 
             read_split(data, split)  # raises the error
     before = [fingerprint("base", data, seed, row_limit)] if stage != "base" else []
     files = {split: hash_file(Path(data) / parquet_name(split)) for split in DATA_OF[stage]}
-    options = [asdict(OPTIONS[stage]), ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
+    options = [asdict(OPTIONS[stage]), RANKS[stage], ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
     return hash_json([CODE_VERSION, stage, before, files, options, _text_format(), seed, row_limit])
 
 
@@ -134,7 +136,7 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     from guardrail.sandbox.splits import texts_of
     from guardrail.sandbox.tokenizer import save_tokenizer, train_tokenizer
 
-    torch.set_num_threads(THREADS[stage])
+    torch.set_num_threads(1)
     logging.disable_progress_bar()
     start = time.perf_counter()
     parent = os.getppid()
@@ -142,7 +144,8 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     def report(text: str) -> None:
         if os.getppid() != parent:
             sys.exit("the run that started this training is gone")
-        log(f"[{stage}] {text}")
+        if is_main():
+            log(f"[{stage}] {text}")
 
     base_rows = read_split(data, "base")
     tokenizer = train_tokenizer(text for row in base_rows for text in texts_of(row))
@@ -168,6 +171,8 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
         examples = _language_examples(rows, tokenizer)
     report(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
     record["training"] = train(model, examples, options, tokenizer.pad_token_id, stage != "moderation", report)
+    if not is_main():
+        return
     with atomic_path(out / stage) as folder:
         _save_model(model, folder)
         save_tokenizer(tokenizer, folder)
@@ -188,71 +193,87 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     report(f"written to {out / stage} after {record['wall_sec']} s")
 
 
-def run_stages(stages: list[str], data: str, out: str | Path, seed: int, row_limit: int | None = None) -> None:
-    """Train those of ``stages`` that are not done, in this process, in order."""
-    for stage in stages:
-        expected = fingerprint(stage, data, seed, row_limit)
-        if is_done(stage, Path(out), expected):
-            log(f"[{stage}] unchanged")
-        else:
-            _train_stage(stage, data, Path(out), seed, row_limit)
+def run_stage(stage: str, data: str, out: str | Path, seed: int, row_limit: int | None = None) -> None:
+    """Train one model in this process (one of its ranks) unless it is done."""
+    if is_done(stage, Path(out), fingerprint(stage, data, seed, row_limit)):
+        log(f"[{stage}] unchanged")
+    else:
+        _train_stage(stage, data, Path(out), seed, row_limit)
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One run at a time per output folder; the lock goes with the process, also after ``kill -9``."""
+def _locks(out: Path, stages: Sequence[str]) -> Iterator[None]:
+    """One run at a time per model; a lock goes with the process, also after ``kill -9``."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            log(f"waiting for another run on {out}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        for stage in stages:
+            handle = stack.enter_context(open(out / f".{stage}.lock", "w", encoding="utf-8"))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                log(f"waiting for another run on {out / stage}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _run_side_by_side(stages: list[str], common: list[str]) -> None:
-    """Run each stage in a process of its own; raise when one fails."""
-    # Waiting threads sleep: with other work on the machine, spinning ones make training ten times slower.
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        part for part in (environment.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2])) if part
-    )
-    command = [sys.executable, "-m", "guardrail.sandbox.worker", *common]
-    processes = {
-        stage: subprocess.Popen(
-            [*command, "--stages", stage], env={**environment, "OMP_NUM_THREADS": str(THREADS[stage])}
-        )
-        for stage in stages
-    }
-    try:
-        failed = [stage for stage, process in processes.items() if process.wait() != 0]
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                process.terminate()
-    if failed:
+def _start(stage: str, common: list[str], folder: Path) -> list[subprocess.Popen]:
+    """The processes of one stage: a worker per rank, which meet in a file of ``folder``."""
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in (environment.get("PYTHONPATH"), package) if part)
+    environment |= {"WORLD_SIZE": str(RANKS[stage]), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "guardrail.sandbox.worker", "--stage", stage, *common]
+    command += ["--rendezvous", str(folder / stage)]
+    return [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(RANKS[stage])]
+
+
+def _run_side_by_side(stages: Sequence[str], common: list[str]) -> None:
+    """Run each stage in processes of its own; raise when one fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [(stage, process) for stage in stages for process in _start(stage, common, Path(folder))]
+        try:
+            while any(process.poll() is None for _, process in processes):
+                if failed := sorted({stage for stage, process in processes if process.poll()}):
+                    raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
+                time.sleep(0.1)
+        finally:
+            for _, process in processes:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
+    if failed := sorted({stage for stage, process in processes if process.returncode}):
         raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
 
 
-def train_models(out: str | Path, data: str | Path, seed: int = 0, row_limit: int | None = None) -> dict[str, Any]:
-    """Train what is missing in ``out``; returns the folders and the headline numbers.
+def train_models(
+    out: str | Path,
+    data: str | Path,
+    seed: int = 0,
+    row_limit: int | None = None,
+    stages: Sequence[str] = STAGES,
+) -> dict[str, Any]:
+    """Train those of ``stages`` that are missing in ``out``; returns the folders and the headline numbers.
 
-    ``row_limit`` cuts every training split (tests).
+    ``row_limit`` cuts every training split (tests). ``chat`` and ``moderation`` need ``base``: in ``out``, or in
+    ``stages`` too.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder")
     expected = {stage: fingerprint(stage, data, seed, row_limit) for stage in STAGES}
+    if "base" not in stages and not is_done("base", out, expected["base"]):
+        raise UserError(f"no base model of this data and seed in {out}; add base to --stages")
     require_free_space(out, NEEDED_BYTES)
-    with _lock(out):
+    with _locks(out, [stage for stage in STAGES if stage in stages]):
         remove_leftovers(out)
-        todo = [stage for stage in STAGES if not is_done(stage, out, expected[stage])]
+        todo = [stage for stage in STAGES if stage in stages and not is_done(stage, out, expected[stage])]
         common = ["--data", str(data), "--out", str(out), "--seed", str(seed)]
         if row_limit is not None:
             common += ["--row_limit", str(row_limit)]
         for wave in WAVES:
             _run_side_by_side([stage for stage in wave if stage in todo], common)
-    records = {stage: read_json(out / stage / TRAINING_RECORD) for stage in STAGES}
-    folders = {stage: str(out / stage) for stage in STAGES}
-    return {**folders, "trained": todo, "agreement": records["moderation"]["agreement"]}
+    result: dict[str, Any] = {stage: str(out / stage) for stage in STAGES if stage in stages}
+    result["trained"] = todo
+    if "moderation" in stages:
+        result["agreement"] = read_json(out / "moderation" / TRAINING_RECORD)["agreement"]
+    return result

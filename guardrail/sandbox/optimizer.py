@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -28,10 +29,21 @@ def orthogonalise(updates: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters only; equal shapes are orthogonalised in one batch."""
+    """For 2-D parameters only; equal shapes are orthogonalised in one batch, each rank doing its share of them."""
 
     def __init__(self, parameters: Any, lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @staticmethod
+    def _orthogonalise_shared(updates: torch.Tensor) -> torch.Tensor:
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            return orthogonalise(updates)
+        mine = slice(dist.get_rank(), None, dist.get_world_size())
+        out = torch.zeros_like(updates)
+        if len(updates[mine]):
+            out[mine] = orthogonalise(updates[mine])
+        dist.all_reduce(out)  # every other rank added zeros
+        return out
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -46,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 update = parameter.grad.lerp(average, group["momentum"])  # Nesterov
                 by_shape[tuple(parameter.shape)].append((parameter, update))
             for (rows, columns), pairs in by_shape.items():
-                updates = orthogonalise(torch.stack([update for _, update in pairs]))
+                updates = self._orthogonalise_shared(torch.stack([update for _, update in pairs]))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     parameter.add_(update, alpha=-scale)

@@ -1,9 +1,12 @@
 """One plain training loop for the sandbox's tiny models: language model or sequence classifier.
 
 Not the study's trainer (``guardrail.training``): this one only makes the starting points - fast, and
-with weights that depend on nothing but data, options, thread count and machine type.
+with weights that depend on nothing but data, options, the numbers of ranks and threads and the machine type.
 
-Shapes: B rows of a batch, T tokens of its longest row, V vocabulary.
+Several ranks (a gloo group that is up already) share each batch: one thread each is faster than threads in one
+process, which wait for one another in every small operation.
+
+Shapes: B rows of this rank's part of a batch, T tokens of its longest row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -85,6 +88,56 @@ def make_optimizers(model: Any, options: TrainOptions) -> list[Any]:
     return [adamw, Muon(matrices, lr=options.matrix_learning_rate)] if matrices else [adamw]
 
 
+def rank_of_ranks() -> tuple[int, int]:
+    """This process's rank and the number of ranks; ``(0, 1)`` without a process group."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def n_targets(batch: list[Example], per_token: bool) -> int:
+    """How many terms the loss of a whole batch is the mean of: answer tokens, or rows times labels."""
+    if per_token:
+        return sum(label != -100 for example in batch for label in example.labels[1:])
+    return sum(len(example.labels) for example in batch)
+
+
+def summed_loss(model: Any, part: list[Example], pad_id: int, per_token: bool) -> Any:
+    """The loss of this rank's rows, summed over tokens (or rows and labels)."""
+    import torch
+    from torch.nn import functional
+
+    width = max(len(example.input_ids) for example in part)
+    # Right padding needs no mask: a causal model's real tokens never see it.
+    ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e.input_ids)) for e in part])  # (B, T)
+    if not per_token:
+        target = torch.tensor([example.labels for example in part], dtype=torch.float32)
+        logits = model(input_ids=ids).logits
+        return functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    labels = torch.tensor([e.labels + [-100] * (width - len(e.labels)) for e in part])  # (B, T)
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # (B, T-1, D)
+    kept = labels[:, 1:] != -100
+    logits = model.lm_head(hidden[kept])  # answer tokens only
+    return functional.cross_entropy(logits, labels[:, 1:][kept], reduction="sum")
+
+
+def share_gradients(model: Any, loss: float) -> float:
+    """Sum all gradients over the ranks in one message; returns the summed loss."""
+    import torch
+    import torch.distributed as dist
+
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([*(p.grad.flatten() for p in parameters), torch.tensor([loss])])
+    dist.all_reduce(flat)
+    pieces = flat[:-1].split([p.numel() for p in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad.copy_(piece.view_as(parameter))
+    return float(flat[-1])
+
+
 def train(
     model: Any,
     examples: list[Example],
@@ -95,8 +148,8 @@ def train(
 ) -> dict[str, float]:
     """Train ``model`` in place. Returns steps, tokens, the mean loss of the last tenth and seconds."""
     import torch
-    from torch.nn import functional
 
+    rank, ranks = rank_of_ranks()
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     lengths = [len(example.input_ids) for example in examples]
@@ -109,29 +162,22 @@ def train(
     losses: list[float] = []
     tokens = 0
     for step, rows in enumerate(batches):
-        width = max(lengths[i] for i in rows)
-        ids = torch.tensor([examples[i].input_ids + [pad_id] * (width - lengths[i]) for i in rows])  # (B, T)
         factor = rate_factor(step, len(batches), options)
         for rate, group in zip(
             rates, (group for optimizer in optimizers for group in optimizer.param_groups), strict=True
         ):
             group["lr"] = rate * factor
-        if per_token:
-            # Right padding needs no mask: a causal model's real tokens never see it.
-            labels = torch.tensor([examples[i].labels + [-100] * (width - lengths[i]) for i in rows])  # (B, T)
-            hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # (B, T-1, D)
-            kept = labels[:, 1:] != -100
-            loss = functional.cross_entropy(model.lm_head(hidden[kept]), labels[:, 1:][kept])  # answer tokens only
-        else:
-            target = torch.tensor([examples[i].labels for i in rows], dtype=torch.float32)
-            loss = functional.binary_cross_entropy_with_logits(model(input_ids=ids).logits, target)
-        loss.backward()
+        loss = 0.0
+        if part := [examples[i] for i in rows[rank::ranks]]:
+            total = summed_loss(model, part, pad_id, per_token) / n_targets([examples[i] for i in rows], per_token)
+            total.backward()
+            loss = float(total.detach())
+        losses.append(share_gradients(model, loss) if ranks > 1 else loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-        tokens += ids.numel()
+        tokens += sum(lengths[i] for i in rows)
         now = time.perf_counter()
         if now - last_report > PROGRESS_EVERY_SEC or step + 1 == len(batches):
             last_report = now

@@ -213,12 +213,28 @@ def test_a_changed_seed_or_row_count_is_another_model(data):
 
 
 def test_equal_seeds_give_equal_weights(trained, data, tmp_path):
-    again = tmp_path / "again"
-    models.run_stages(["base"], str(data), again, seed=0, row_limit=ROWS)
-    other = tmp_path / "other"
-    models.run_stages(["base"], str(data), other, seed=1, row_limit=ROWS)
-    hashes = [hash_file(out / "base" / "model.safetensors") for out in (trained, again, other)]
+    for seed in (0, 1):
+        models.train_models(tmp_path / str(seed), data, seed=seed, row_limit=ROWS, stages=["base"])
+    folders = [trained, tmp_path / "0", tmp_path / "1"]
+    hashes = [hash_file(folder / "base" / "model.safetensors") for folder in folders]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_two_ranks_train_what_one_trains(trained, data, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    assert models.RANKS["base"] == 2
+    models.run_stage("base", str(data), tmp_path, seed=0, row_limit=ROWS)  # in this process: one rank
+    two, one = (load_file(folder / "base" / "model.safetensors") for folder in (trained, tmp_path))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_chat_needs_the_base_model(data, tmp_path):
+    with pytest.raises(UserError, match="--stages"):
+        models.train_models(tmp_path, data, stages=["chat"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_killed_training_leaves_no_folder(data, tmp_path):
