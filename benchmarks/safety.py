@@ -244,9 +244,11 @@ def bench_generation(model: str, dtype: str, random_model: bool, n: int, new: in
 
 
 def bench_moderation(model: str, n: int, repeats: int):
-    """Seconds of row-by-row and batched moderation, and the largest difference of a probability."""
+    """Seconds of moderation row by row and batched, tokenising included; the largest difference of a probability."""
+    import torch
+
     from guardrail.judging.answers import Answer
-    from guardrail.judging.moderation import ModerationModel, classify_batch, encode_pair
+    from guardrail.judging.moderation import PROMPT, ModerationModel
 
     draw = random.Random(2)
     answers = []
@@ -254,20 +256,29 @@ def bench_moderation(model: str, n: int, repeats: int):
         question, text = (" ".join(draw.choices(WORDS, k=draw.randint(4, k))) for k in (16, 50))
         answers.append(Answer(f"a{i}", 0, question, text))
     moderation = ModerationModel(model)
-    texts = [encode_pair(moderation.tokenizer, a.question, a.text)[0][:512] for a in answers]
-    classify_batch(moderation.model, texts[:2])
+    tokenizer, classifier = moderation.tokenizer, moderation.model
+
+    def one_row(answer: Answer) -> list[float]:
+        """The plain way: one text, tokenised and scored."""
+        text = PROMPT.replace("{question}", answer.question) + answer.text + tokenizer.eos_token
+        inputs = tokenizer(text, truncation=True, max_length=512, return_tensors="pt").to(classifier.device)
+        with torch.inference_mode():
+            return torch.sigmoid(classifier(**inputs).logits[0].float()).tolist()
+
+    one_row(answers[0])
     clock = Clock()
     for _ in range(repeats):
-        alone = clock.run("rowwise", lambda: [classify_batch(moderation.model, [text])[0] for text in texts])
+        alone = clock.run("rowwise", lambda: [one_row(answer) for answer in answers])
         scores = clock.run("batched", lambda: moderation.score(answers))
     difference = max(
         abs(a - b)
         for row, score in zip(alone, scores, strict=True)
         for a, b in zip(row, score.probabilities, strict=True)
     )
+    lengths = [score.n_tokens for score in scores]
     report = {
         "n": n,
-        "text_tokens": {"min": min(map(len, texts)), "max": max(map(len, texts))},
+        "text_tokens": {"min": min(lengths), "max": max(lengths)},
         **clock.report(n),
         "max_probability_difference": difference,
     }

@@ -5,6 +5,9 @@ Shapes: B batch, T tokens, D hidden.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +29,22 @@ def find_blocks(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
     return lists[0]
 
 
+def dense_mlp(block: torch.nn.Module) -> torch.nn.Module | None:
+    """The block's feed-forward part, if it is plainly linear layers and an activation: each position on its own."""
+    mlp = getattr(block, "mlp", None)
+    if not isinstance(mlp, torch.nn.Module):
+        return None
+    inside = list(mlp.children())
+    dense = all(isinstance(m, torch.nn.Linear) or not list(m.parameters()) for m in inside)
+    return mlp if inside and dense else None
+
+
 class Forward:
     """Callable on batches of sequences; returns ``{view: (B, D) float32 on CPU}``.
 
-    ``padding_side`` is for tests and for models that want the left; results do not depend on it.
+    In the last block that is needed, the feed-forward part of a causal LM sees only the positions that are read:
+    nothing looks at the others any more. ``padding_side`` is for tests and for models that want the left; results do
+    not depend on it.
     """
 
     def __init__(
@@ -48,13 +63,43 @@ class Forward:
         self._last_inner = max(inner, default=-1)
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
         self._out: dict[str, torch.Tensor] = {}
-        if inner:
-            blocks = find_blocks(model, n_layers)
-            for layer in inner:
+        self._inner = inner
+        self._blocks = find_blocks(model, n_layers) if inner else None
+        self._last_mlp = self._find_last_mlp()
+
+    def _find_last_mlp(self) -> torch.nn.Module | None:
+        """What `_trimmed` may be hooked to: none for encoders, for means and for families of another build."""
+        last = max(self.options.layers) - 1
+        means = any(position.endswith("mean") for position in self.options.positions)
+        if self.options.architecture != "causal" or means or last < 0:
+            return None
+        try:
+            blocks = self._blocks or find_blocks(self.model, self.n_layers)
+        except UserError:
+            return None
+        return dense_mlp(blocks[last])
+
+    @contextlib.contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Hooks for one call: several objects may share a model."""
+        with contextlib.ExitStack() as stack:
+            for layer in self._inner:
                 if layer == 0:
-                    blocks[0].register_forward_pre_hook(self._before_first_block, with_kwargs=True)
+                    hook = self._blocks[0].register_forward_pre_hook(self._before_first_block, with_kwargs=True)
                 else:
-                    blocks[layer - 1].register_forward_hook(self._after_block(layer))
+                    hook = self._blocks[layer - 1].register_forward_hook(self._after_block(layer))
+                stack.callback(hook.remove)
+            if self._last_mlp is not None:
+                forward = self._last_mlp.forward
+                self._last_mlp.forward = functools.partial(self._trimmed, forward)
+                stack.callback(setattr, self._last_mlp, "forward", forward)
+            yield
+
+    def _trimmed(self, forward: Callable[..., torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """``forward`` of the (B, P) positions that are read, zeros elsewhere."""
+        assert self._batch is not None
+        index = self._batch[0].T[..., None].expand(-1, -1, hidden.shape[2])  # (B, P, D)
+        return torch.zeros_like(hidden).scatter_(1, index, forward(hidden.gather(1, index)))
 
     def _before_first_block(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._keep(0, args[0] if args else kwargs["hidden_states"])
@@ -111,11 +156,9 @@ class Forward:
             if self.padding_side == "left":
                 inputs["attention_mask"] = mask.to(self.device)
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0).to(self.device)
-        try:
+        with self._hooked(), contextlib.suppress(_Enough):
             hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
             if self.calls_whole_model:
                 self._keep(self.n_layers, hidden)
-        except _Enough:
-            pass
         self._batch = None
         return {view: self._out[view].cpu() for view in self.options.views}

@@ -51,7 +51,7 @@ DATA_OF = {
 OPTIONS = {
     "base": TrainOptions(learning_rate=5e-3, matrix_learning_rate=0.02, tokens_per_batch=2048),
     "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
-    "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1024, epochs=2),
+    "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1024),
 }
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,

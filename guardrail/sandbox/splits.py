@@ -42,7 +42,7 @@ SPLITS: dict[str, tuple[str, int]] = {
     "samsum_test": (TEST, 100),
     "hex_phi": (TEST, 140),
     "benign": (TEST, 140),
-    "moderation_train": (TRAIN, 9000),
+    "moderation_train": (TRAIN, 16000),
     "moderation_test": (TEST, 1400),
 }
 OTHER_SYSTEM_TEXTS = (

@@ -14,7 +14,7 @@ from guardrail.judging.moderation import (
     Moderation,
     ModerationModel,
     classify_batch,
-    encode_pair,
+    encode_pairs,
     length_batches,
     make_windows,
     moderation_facts,
@@ -30,7 +30,7 @@ def answers():
 
 
 def test_text_is_beaver_dams_character_for_character(tiny_tokenizer):
-    ids, start = encode_pair(tiny_tokenizer, "Where is the boat?", "At sea.")
+    ids, start = encode_pairs(tiny_tokenizer, [("Where is the boat?", "At sea.")])[0]
     text = tiny_tokenizer.decode(ids)
     assert text == "BEGINNING OF CONVERSATION: USER: Where is the boat? ASSISTANT:At sea.</s>"
     assert tiny_tokenizer.decode(ids[start:]) == "At sea.</s>"
@@ -48,7 +48,7 @@ def test_batched_equals_one_row_at_a_time(tiny_classifier, tiny_tokenizer, answe
     model = load_classifier(str(tiny_classifier), "float32")
     scores = ModerationModel(str(tiny_classifier), batch_tokens=400).score(answers)
     for answer, score in zip(answers, scores, strict=True):
-        ids, _ = encode_pair(tiny_tokenizer, answer.question, answer.text)
+        ids, _ = encode_pairs(tiny_tokenizer, [(answer.question, answer.text)])[0]
         with torch.inference_mode():
             alone = torch.sigmoid(model(torch.tensor([ids])).logits[0])
         assert score.probabilities == pytest.approx(alone.tolist(), abs=1e-4)
@@ -72,7 +72,7 @@ def test_a_pad_token_that_is_also_eos_does_not_move_the_position(tiny_classifier
 def test_long_texts_are_cut_on_the_right_and_reported(tiny_classifier, tiny_tokenizer):
     """J1: the cut is counted, and the score is the one of the first max_length tokens."""
     answer = Answer("a", 0, "Where?", "boat sea tea " * 60)
-    ids, _ = encode_pair(tiny_tokenizer, answer.question, answer.text)
+    ids, _ = encode_pairs(tiny_tokenizer, [(answer.question, answer.text)])[0]
     model = ModerationModel(str(tiny_classifier), max_length=64)
     (score,) = model.score([answer])
     assert (score.n_tokens, score.n_tokens_seen) == (len(ids), 64)
@@ -106,7 +106,7 @@ def test_harm_after_512_tokens_is_seen_by_the_windows_only(tiny_classifier, tiny
     """A scorer that reacts to one marker token: it lies behind the standard cut, and inside a window."""
     marker = tiny_tokenizer("#", add_special_tokens=False)["input_ids"][-1]
     answer = Answer("a", 0, "Where?", "boat sea tea " * 300 + "#")
-    ids, _ = encode_pair(tiny_tokenizer, answer.question, answer.text)
+    ids, _ = encode_pairs(tiny_tokenizer, [(answer.question, answer.text)])[0]
     assert ids.index(marker) > 512
 
     def scorer(self, texts):

@@ -15,7 +15,7 @@ from guardrail.representations import extract as extract_module
 from guardrail.representations import store as stores
 from guardrail.representations.batches import token_batches
 from guardrail.representations.forward import Forward
-from guardrail.representations.options import model_facts, resolve_options
+from guardrail.representations.options import ModelFacts, model_facts, resolve_options
 from guardrail.representations.read import read_representations
 from guardrail.representations.runner import HfRunner
 from guardrail.representations.sequences import make_sequence
@@ -49,6 +49,46 @@ def test_every_layer_and_position_equals_the_reference(extract, rows, tiny_model
             got = read_representations(store, f"layer{layer}_{position}").matrix
             expected = reference(tiny_model, tiny_tokenizer, rows, layer, position)
             torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+FAMILIES = {
+    "Llama": {"num_key_value_heads": 2},
+    "Gemma2": {"head_dim": 8, "num_key_value_heads": 2},
+    "Qwen3": {"head_dim": 8, "num_key_value_heads": 2},
+    "GPT2": {"n_layer": 3, "n_head": 4, "n_embd": 32},
+}
+
+
+@pytest.mark.parametrize("layer", ["-1", "2", "0,1,3"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trimmed_last_block_changes_nothing(family, layer, rows, tiny_tokenizer):
+    """Single positions: the feed-forward part of the last block skips the rest, in every family that allows it."""
+    import transformers
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = getattr(transformers, f"{family}Config")(
+        **(FAMILIES[family] if family == "GPT2" else {**shape, **FAMILIES[family]}), vocab_size=len(tiny_tokenizer)
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    facts = ModelFacts("causal", 3, None)
+    options = resolve_options(facts, layer=layer, position="eos,prompt_last")
+    sequences = [make_sequence(tiny_tokenizer, row, options) for row in rows[:7]]
+    forward = Forward(model, options, 3, 0)
+    seen = []
+    if family != "GPT2":
+        last = model.layers[max(options.layers) - 1].mlp.down_proj
+        last.register_forward_hook(lambda _module, args, _output: seen.append(args[0].shape[1]))
+    got = forward(sequences)
+    assert seen == ([] if family == "GPT2" else [2]), "two positions, whatever the length"
+    for row, sequence in enumerate(sequences):
+        with torch.no_grad():
+            states = model(torch.tensor([sequence.input_ids]), output_hidden_states=True).hidden_states
+        for wanted in options.layers:
+            for position in options.positions:
+                expected = states[wanted][0, sequence.spans[position][0]]
+                found = got[f"layer{wanted}_{position}"][row]
+                torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_batch_size_does_not_change_the_numbers(extract, rows):

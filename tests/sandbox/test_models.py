@@ -111,8 +111,9 @@ def test_moderation_ids_agree_with_the_evaluation_stage(tokenizer):
     """``beavertails_moderation/evaluate.py`` must read exactly the ids that the model was trained on."""
     from guardrail.judging import moderation as judging
 
-    for question, answer in [("How?", "Like this."), ("{question}", ""), ("Which {prompt}?\n", " {question} </s> ")]:
-        assert encode_pair(tokenizer, question, answer) == judging.encode_pair(tokenizer, question, answer)[0]
+    pairs = [("How?", "Like this."), ("{question}", ""), ("Which {prompt}?\n", " {question} </s> ")]
+    read = [ids for ids, _ in judging.encode_pairs(tokenizer, pairs)]
+    assert read == [encode_pair(tokenizer, question, answer) for question, answer in pairs]
 
 
 def test_training_text_is_the_studys(tokenizer):
