@@ -40,7 +40,7 @@ LABELS = (
 )
 GPU_BATCH_TOKENS = 16384
 CAUSAL_FAMILIES = {"llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3"}
-CPU_BATCH_TOKENS = 2048  # activations of a larger batch leave the processor's cache and cost more than they save
+CPU_BATCH_TOKENS = 1024  # activations of a larger batch leave the processor's cache and cost more than they save
 LOWER_THRESHOLD = 0.4  # Booster's library default; the published score uses 0.5
 HEAD_TAIL_TOKENS = 16  # of an over-long question this many last tokens stay in a window
 
@@ -205,6 +205,8 @@ def classify_batch(model: Any, texts: Sequence[Sequence[int]]) -> list[list[floa
     """
     import torch
 
+    from guardrail.last_block import feed_forward_at
+
     device = next(model.parameters()).device
     B, T = len(texts), max(len(t) for t in texts)
     used = {token for text in texts for token in text}
@@ -215,13 +217,16 @@ def classify_batch(model: Any, texts: Sequence[Sequence[int]]) -> list[list[floa
     for i, text in enumerate(texts):
         ids[i, : len(text)] = torch.tensor(text)
     inputs = {"input_ids": ids.to(device)}
-    if model.config.model_type not in CAUSAL_FAMILIES:
-        lengths = torch.tensor([len(text) for text in texts])
+    lengths = torch.tensor([len(text) for text in texts])
+    last_block = None
+    if model.config.model_type in CAUSAL_FAMILIES:
+        last_block = model.model.layers[-1]
+    else:
         inputs["attention_mask"] = (torch.arange(T) < lengths[:, None]).long().to(device)
     before = model.config.pad_token_id
     model.config.pad_token_id = pad
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), feed_forward_at(last_block, (lengths - 1)[:, None].to(device)):
             logits = model(**inputs, use_cache=False).logits
     finally:
         model.config.pad_token_id = before

@@ -245,7 +245,7 @@ def _assemble(
         "is_sandbox": questions.is_sandbox,
         "metric": summary.metric_name(questions.name, config.protocol) if scores else None,
         "value": overall["score"] if overall else None,
-        "ci95": overall["ci95"] if overall else None,
+        "interval": overall["interval"] if overall else None,
         "n": len(rows),
         "n_failed": scores["n_failed"] if scores else None,
         "judge": metrics["judge"],
@@ -302,5 +302,5 @@ def _headline(config: MTBenchConfig, result: dict[str, Any], reused: bool) -> di
     }
     if block["metric"]:
         out["model_judgment"] = str(config.folder / "model_judgment" / f"{config.judge_name}_single.jsonl")
-        out |= {block["metric"]: block["value"], "ci95": block["ci95"], "n_failed": block["n_failed"]}
+        out |= {block["metric"]: block["value"], "interval": block["interval"], "n_failed": block["n_failed"]}
     return out

@@ -57,16 +57,16 @@ def summarise(judgements: Sequence[dict[str, Any]], protocol: str = FASTCHAT, se
 
 
 def _mean(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """``score`` (mean over valid judgements), ``ci95``, and how many judgements it rests on."""
+    """``score`` (mean over valid judgements), ``interval``, and how many judgements it rests on."""
     from guardrail.statistics import bootstrap_mean
 
     valid = [row for row in rows if row["score"] is not None]
-    out: dict[str, Any] = {"score": None, "ci95": None, "n": len(valid), "n_failed": len(rows) - len(valid)}
+    out: dict[str, Any] = {"score": None, "interval": None, "n": len(valid), "n_failed": len(rows) - len(valid)}
     if valid:
         questions = [row["question_id"] for row in valid]
         estimate = bootstrap_mean([row["score"] for row in valid], questions, seed=seed)
         enough = len(set(questions)) >= MIN_QUESTIONS_FOR_INTERVAL
-        out |= {"score": estimate.value, "ci95": [estimate.low, estimate.high] if enough else None}
+        out |= {"score": estimate.value, "interval": [estimate.low, estimate.high] if enough else None}
     return out
 
 
@@ -78,7 +78,7 @@ def markdown_table(summary: dict[str, Any], title: str) -> str:
         return "-" if not part or part["score"] is None else f"{part['score']:.2f}"
 
     def line(name: str, part: dict[str, Any], by_turn: list[dict[str, Any] | None]) -> str:
-        interval = "-" if part["ci95"] is None else f"{part['ci95'][0]:.2f} to {part['ci95'][1]:.2f}"
+        interval = "-" if part["interval"] is None else f"{part['interval'][0]:.2f} to {part['interval'][1]:.2f}"
         cells = [name, cell(part), interval, *(cell(one) for one in by_turn), str(part["n"]), str(part["n_failed"])]
         return "| " + " | ".join(cells) + " |"
 

@@ -6,13 +6,13 @@ Shapes: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from guardrail.errors import UserError
+from guardrail.last_block import feed_forward_at
 from guardrail.representations.options import ExtractionOptions, view_name
 from guardrail.representations.sequences import TokenSequence
 
@@ -27,16 +27,6 @@ def find_blocks(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
     if not lists:
         raise UserError(f"cannot find the {n_layers} transformer blocks of {type(model).__name__}; use --layer -1")
     return lists[0]
-
-
-def dense_mlp(block: torch.nn.Module) -> torch.nn.Module | None:
-    """The block's feed-forward part, if it is plainly linear layers and an activation: each position on its own."""
-    mlp = getattr(block, "mlp", None)
-    if not isinstance(mlp, torch.nn.Module):
-        return None
-    inside = list(mlp.children())
-    dense = all(isinstance(m, torch.nn.Linear) or not list(m.parameters()) for m in inside)
-    return mlp if inside and dense else None
 
 
 class Forward:
@@ -65,10 +55,10 @@ class Forward:
         self._out: dict[str, torch.Tensor] = {}
         self._inner = inner
         self._blocks = find_blocks(model, n_layers) if inner else None
-        self._last_mlp = self._find_last_mlp()
+        self._last_block = self._find_last_block()
 
-    def _find_last_mlp(self) -> torch.nn.Module | None:
-        """What `_trimmed` may be hooked to: none for encoders, for means and for families of another build."""
+    def _find_last_block(self) -> torch.nn.Module | None:
+        """The last block that is computed, if only single positions of it are read: none for encoders and means."""
         last = max(self.options.layers) - 1
         means = any(position.endswith("mean") for position in self.options.positions)
         if self.options.architecture != "causal" or means or last < 0:
@@ -77,7 +67,7 @@ class Forward:
             blocks = self._blocks or find_blocks(self.model, self.n_layers)
         except UserError:
             return None
-        return dense_mlp(blocks[last])
+        return blocks[last]
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -89,17 +79,9 @@ class Forward:
                 else:
                     hook = self._blocks[layer - 1].register_forward_hook(self._after_block(layer))
                 stack.callback(hook.remove)
-            if self._last_mlp is not None:
-                forward = self._last_mlp.forward
-                self._last_mlp.forward = functools.partial(self._trimmed, forward)
-                stack.callback(setattr, self._last_mlp, "forward", forward)
+            assert self._batch is not None
+            stack.enter_context(feed_forward_at(self._last_block, self._batch[0].T))
             yield
-
-    def _trimmed(self, forward: Callable[..., torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """``forward`` of the (B, P) positions that are read, zeros elsewhere."""
-        assert self._batch is not None
-        index = self._batch[0].T[..., None].expand(-1, -1, hidden.shape[2])  # (B, P, D)
-        return torch.zeros_like(hidden).scatter_(1, index, forward(hidden.gather(1, index)))
 
     def _before_first_block(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._keep(0, args[0] if args else kwargs["hidden_states"])

@@ -90,7 +90,7 @@ def read_utility(folder: Path, task: str) -> dict[str, Any]:
     return {
         "metric": utility["metric"],
         "value": utility["value"],
-        "interval": utility["ci95"],
+        "interval": utility["interval"],
         "n": utility["n"],
         "heldout_loss_nats_per_token": loss.get("loss_nats_per_token"),
     }

@@ -311,7 +311,7 @@ def utility_block(config: UtilityConfig, task: TaskRows, metrics: dict[str, Any]
         "is_sandbox": task.is_sandbox,
         "metric": name,
         "value": metrics[name] if name else None,
-        "ci95": metrics[name.replace("_percent", "_ci95_percent")] if name else None,
+        "interval": metrics[name.replace("_percent", "_interval_percent")] if name else None,
         "n": len(task.rows),
         "data_hash": task.data_hash,
         "heldout_loss": metrics.get("heldout_loss"),
@@ -322,7 +322,7 @@ def _headline(save_path: Path, result: dict[str, Any], reused: bool) -> dict[str
     block = result["utility"]
     out = {"save_path": str(save_path), "task": block["task"], "n": block["n"], "reused": reused}
     if block["metric"]:
-        out |= {block["metric"]: block["value"], "ci95": block["ci95"]}
+        out |= {block["metric"]: block["value"], "interval": block["interval"]}
     if block["heldout_loss"]:
         out["heldout_loss_nats_per_token"] = block["heldout_loss"]["loss_nats_per_token"]
     return out

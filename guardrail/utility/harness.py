@@ -250,18 +250,18 @@ def _scores(block: dict[str, Any]) -> dict[str, Any]:
         error = block.get(f"{metric}_stderr,{by}" if by else f"{metric}_stderr")
         error = error if isinstance(error, (int, float)) else None
         interval = [value - NORMAL_95 * error, value + NORMAL_95 * error] if error is not None else None
-        out[metric if by in ("", "none") else name] = {"value": value, "standard_error": error, "ci95": interval}
+        out[metric if by in ("", "none") else name] = {"value": value, "standard_error": error, "interval": interval}
     return out
 
 
 def _utility(task: str, block: dict[str, Any]) -> dict[str, Any]:
     """One task as a ``utility`` block: its first metric."""
-    name, score = next(iter(block["scores"].items()), (None, {"value": None, "ci95": None}))
+    name, score = next(iter(block["scores"].items()), (None, {"value": None, "interval": None}))
     return {
         "task": f"lm_eval:{task}",
         "metric": name,
         "value": score["value"],
-        "ci95": score["ci95"],
+        "interval": score["interval"],
         "n": block["n"],
         "is_sandbox": False,
     }

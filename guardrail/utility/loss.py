@@ -132,7 +132,7 @@ def summarise_losses(losses: list[RowLoss], seed: int = 0) -> dict[str, Any]:
     mean = estimate.value
     return {
         "loss_nats_per_token": mean,
-        "loss_ci95_nats_per_token": [estimate.low, estimate.high],
+        "loss_interval_nats_per_token": [estimate.low, estimate.high],
         "loss_nats_per_token_mean_of_rows": sum(s / t for s, t in zip(sums, tokens, strict=True)) / len(scored),
         "perplexity": math.exp(min(mean, 700.0)),
         "n": len(scored),

@@ -111,10 +111,10 @@ def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, flo
     out: dict[str, Any] = {"n": len(set(ids)), "n_completions": len(scores)}
     if evaluator == "rouge_1":
         for key in ("precision", "recall", "f1"):
-            out[f"rouge_1_{key}_percent"], out[f"rouge_1_{key}_ci95_percent"] = percent(ids, column(key), seed)
+            out[f"rouge_1_{key}_percent"], out[f"rouge_1_{key}_interval_percent"] = percent(ids, column(key), seed)
     else:
         name = HEADLINE[evaluator]
-        out[name], out[name.replace("_percent", "_ci95_percent")] = percent(ids, column("match"), seed)
+        out[name], out[name.replace("_percent", "_interval_percent")] = percent(ids, column("match"), seed)
     if evaluator == "gsm8k":
         failures = sum(1 for score in scores if not score["parsed"])
         out["parse_failures"] = failures

@@ -116,7 +116,7 @@ def test_every_failure_is_bounded_counted_and_never_a_zero(question_folder, tmp_
     assert result["overall"]["score"] == pytest.approx((8 + 2) / 2) and result["overall"]["n"] == 2
     assert result["n_failed"] == 4 and result["n_ambiguous"] == 1 and result["failed_percent"] == pytest.approx(400 / 6)
     assert result["failures"] == {"no_rating": 1, "out_of_range": 1, "http_500": 1, "timeout": 1}
-    assert result["categories"]["math"]["score"] is None and result["categories"]["math"]["ci95"] is None
+    assert result["categories"]["math"]["score"] is None and result["categories"]["math"]["interval"] is None
 
 
 def test_a_later_run_asks_only_for_what_the_server_did_not_answer(question_folder, tmp_path):

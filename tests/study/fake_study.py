@@ -98,7 +98,7 @@ def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_s
     write_json(folder / OVER_REFUSAL_FILE, {"summary": {"refusal_percent": 4.0, "n": 50}})
     for task in tasks:
         utility = {"metric": "rouge_1_f1_percent", "value": round(40 + rng.normal(), 3), "interval": [39.0, 41.0]}
-        write_json(folder / utility_file(task), {"utility": {**utility, "ci95": [39.0, 41.0], "n": 20}})
+        write_json(folder / utility_file(task), {"utility": {**utility, "interval": [39.0, 41.0], "n": 20}})
     losses = 2.0 * np.exp(-np.arange(150) / 40) + 0.1
     write_jsonl(folder / "losses.jsonl", ({"step": i + 1, "loss": float(v)} for i, v in enumerate(losses)))
     write_json(folder / "run.json", {})

@@ -101,8 +101,8 @@ REPORT = {
 def test_the_harness_report_in_our_schema():
     out = harness.convert(REPORT, ("boats",))
     scores = out["metrics"]["boats"]["scores"]
-    assert scores["acc"]["value"] == 0.75 and scores["acc"]["ci95"] == pytest.approx([0.554, 0.946])
-    assert scores["exact_match,strict"] == {"value": 0.5, "standard_error": None, "ci95": None}
+    assert scores["acc"]["value"] == 0.75 and scores["acc"]["interval"] == pytest.approx([0.554, 0.946])
+    assert scores["exact_match,strict"] == {"value": 0.5, "standard_error": None, "interval": None}
     assert out["metrics"]["boats"]["n"] == 4
     assert out["utility"]["task"] == "lm_eval:boats" and out["utility"]["metric"] == "acc" and out["utility"]["n"] == 4
     assert out["results"][0]["id"] == "boats:3" and out["results"][0]["scores"] == {"acc": 1.0}
