@@ -67,8 +67,8 @@ def keep_tasks(study: Study, names: list[str]) -> Study:
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in names})
 
 
-def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
-    """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
+def pool_rows(study: Study) -> int | None:
+    """Rows of the safety pool; ``UserError`` where a subset is larger than it."""
     pool = count_rows(study.safety_pool)
     largest = max(study.subset_sizes)
     if pool is not None and largest > pool:
@@ -76,6 +76,12 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
             f"subset size {largest} is larger than the safety pool {study.safety_pool.source}:"
             f"{study.safety_pool.split} ({pool} rows); choose at most {pool}"
         )
+    return pool
+
+
+def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
+    """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
+    pool = pool_rows(study)
     instruct = count_rows(study.instruct)
     if study.instruct_size and instruct is not None and study.instruct_size > instruct:
         raise UserError(f"instruct_size {study.instruct_size} is larger than the instruct split ({instruct} rows)")
@@ -122,6 +128,8 @@ def main() -> dict[str, Any]:
     if args.plan:
         from guardrail.study.plan import make_plan, plan_text
 
+        if Path(study.safety_pool.source).exists():
+            pool_rows(study)
         plan = make_plan(grid, args.gpus)
         print(plan_text(plan, args.gpus))
         return plan

@@ -119,9 +119,9 @@ def finish(study: Path, outputs: Path) -> dict:
     return {"code": process.returncode, **json.loads(text.splitlines()[-1])}
 
 
-def comparable(outputs: Path) -> dict:
-    """`study.json` without times and places."""
-    text = (outputs / "toy_workflow" / "study.json").read_text().replace(str(outputs), "OUT")
+def comparable(outputs: Path, name: str = "toy_workflow") -> dict:
+    """`study.json` without times, places and the study's own name."""
+    text = (outputs / name / "study.json").read_text().replace(str(outputs), "OUT").replace(name, "toy_workflow")
     return {key: value for key, value in json.loads(text).items() if key != "run"}
 
 
@@ -145,6 +145,19 @@ def test_killed_at_random_points_and_continued_equals_uninterrupted(toy_study, w
     result = finish(toy_study, tmp_path)
     assert (result["code"], result["n_failed"]) == (0, 0)
     assert comparable(tmp_path) == comparable(whole)
+
+
+def test_two_studies_at_once_do_not_disturb_one_another(toy_study, whole, tmp_path):
+    """Same models, same data, one place for outputs and one Snakemake folder."""
+    other = tmp_path / "toy_other.yaml"
+    other.write_text(toy_study.read_text().replace("name: toy_workflow", "name: toy_other"))
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    processes = [start(study, outputs) for study in (toy_study, other)]
+    texts = [process.communicate(timeout=1500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], (outputs / "stderr.txt").read_text()[-3000:]
+    assert [json.loads(text.splitlines()[-1])["n_failed"] for text in texts] == [0, 0]
+    assert comparable(outputs) == comparable(outputs, "toy_other") == comparable(whole)
 
 
 def test_a_second_run_does_nothing(toy_study, whole):
