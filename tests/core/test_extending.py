@@ -1,0 +1,103 @@
+"""The examples of docs/extending.md, taken from the page and run: a data shape, a prompt style, a judge."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from types import ModuleType
+
+import pytest
+from toys import REPOSITORY
+
+from guardrail import prompts, rows
+from guardrail.judging import settings as judge_settings
+from guardrail.judging import stage
+
+PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def code_with(text: str) -> str:
+    """The page's only indented block that holds ``text``, without its indentation."""
+    blocks: list[list[str]] = [[]]
+    for line in PAGE.splitlines():
+        if line.startswith("    ") or (not line and blocks[-1]):
+            blocks[-1].append(line)
+        elif blocks[-1]:
+            blocks.append([])
+    found = [block for block in blocks if any(text in line for line in block)]
+    assert len(found) == 1, text
+    return textwrap.dedent("\n".join(found[0])).strip()
+
+
+@pytest.fixture
+def template(monkeypatch) -> ModuleType:
+    """A copy of configs/template.py that may be changed: what the library reads during the test."""
+    module = prompts.template_module.__wrapped__()
+    for place in (prompts, rows):
+        if hasattr(place, "template_module"):
+            monkeypatch.setattr(place, "template_module", lambda: module)
+    return module
+
+
+def test_a_new_shape(template, tmp_path):
+    function, shapes = code_with("def format_ticket").split("SHAPES = [")
+    exec(function, vars(template))
+    entry = next(line for line in shapes.splitlines() if "format_ticket" in line)
+    template.SHAPES[0:0] = list(eval(f"[{entry}]", vars(template)))
+    ticket = {"id": "1", "subject": "The lamp", "body": "It is dark.", "reply": "Turn it on."}
+    (tmp_path / "tickets.jsonl").write_text(json.dumps(ticket))
+    (row,) = rows.load_rows(tmp_path / "tickets.jsonl")
+    assert row["messages"] == [
+        {"role": "user", "content": "The lamp\n\nIt is dark."},
+        {"role": "assistant", "content": "Turn it on."},
+    ]
+
+
+def test_a_new_style(template, tiny_tokenizer):
+    (style,) = eval(f"[{code_with('PromptStyle(')}]", vars(template))
+    template.STYLES[style.name] = style
+    template.STYLE_NAMES = (*template.STYLES, "chat_template")
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    encoded = prompts.encode_supervised(tiny_tokenizer, style.name, messages)
+    assert tiny_tokenizer.decode(encoded.input_ids[1:]) == "[INST] Why? [/INST] So.</s>"
+    assert encoded.input_ids.count(tiny_tokenizer.bos_token_id) == 1
+    prompt = prompts.encode_prompt(tiny_tokenizer, style.name, messages[:1])
+    assert encoded.input_ids[: len(prompt)] == prompt
+
+
+def test_a_new_judge(tmp_path, monkeypatch):
+    """The branch goes into ``run_judge`` as the page says; names and options into the three tables."""
+    monkeypatch.setattr(judge_settings, "JUDGES", (*judge_settings.JUDGES, "length"))
+    monkeypatch.setitem(judge_settings.JUDGE_FILES, "length", "length.json")
+    identity = judge_settings.JudgeSettings.identity
+    monkeypatch.setattr(
+        judge_settings.JudgeSettings,
+        "identity",
+        lambda self: {"judge": "length", "max_length": self.max_length} if self.judge == "length" else identity(self),
+    )
+    source = inspect.getsource(stage.run_judge)
+    branch = textwrap.indent(code_with('settings.judge == "length"'), "    ")
+    anchor = '    if settings.judge == "key_word":\n'
+    assert anchor in source
+    exec("from __future__ import annotations\n" + source.replace(anchor, f"{branch}\n{anchor}"), vars(stage))
+    try:
+        answers = [
+            {
+                "id": str(n),
+                "sample": 0,
+                "category": "boats",
+                "question": "How?",
+                "prefill": "",
+                "completion": "row " * n,
+            }
+            for n in (2, 40)
+        ]
+        run = {"data_hash": "d" * 16, "fingerprint": "f" * 16, "data": {"harmful": True}}
+        (tmp_path / "results.json").write_text(json.dumps({"results": answers, "metrics": {}, "run": run}))
+        chosen = judge_settings.JudgeSettings("length", max_length=60, figure=False).check()
+        done = stage.judge_file(tmp_path / "results.json", chosen)
+        document = stage.load_judgements(done["judgements"])
+        assert [row["harmful"] for row in document["judgements"]] == [False, True]
+    finally:
+        exec("from __future__ import annotations\n" + source, vars(stage))
