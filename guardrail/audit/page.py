@@ -28,7 +28,8 @@ td.text { white-space: pre-wrap; max-width: 22rem; font-size: .85rem; }
 tr.chosen td { font-weight: 600; background: #f2f6fa; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 code, pre { font: .85rem/1.4 ui-monospace, monospace; } pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; }
-@media print { body { max-width: none; font-size: 11pt; } h2, figure, tr { break-inside: avoid; } pre { white-space: pre-wrap; } }
+@media print { body { max-width: none; font-size: 11pt; } h2, figure, tr { break-inside: avoid; } pre { white-space: pre-wrap; }
+  .scroll { overflow: visible; } table { font-size: 8pt; } td, th { padding: .15rem .3rem; } }
 </style>
 </head>
 <body>

@@ -221,15 +221,13 @@ def _write(config: AuditConfig, sets: list[Any], audit: dict[str, Any], output: 
     head = next((one for one in variants if one.name == chosen), variants[0])
     drawn = [
         (
-            "Similarity of the alignment sets to the customer's rows. * predicted to hold best.",
-            figures.draw_variants(audit["variants"], chosen),
-        ),
-        (
             f"Similarity of single rows to {head.name}: the customer against the reference sets.",
             figures.draw_references(customer, head, references, view),
-        ),
+        )
     ]
     if len(variants) > 1:
+        compared = "Similarity of the alignment sets to the customer's rows. * predicted to hold best."
+        drawn.insert(0, (compared, figures.draw_variants(audit["variants"], chosen)))
         drawn.append(
             (
                 "Does the choice depend on layer, position or measure? Ranks by similarity, 1 = lowest.",
