@@ -15,6 +15,13 @@ from guardrail.report.headline import headline
 from guardrail.study.tabular import Table
 
 TEMPLATES = Path(__file__).with_name("templates")
+JUDGE_NAMES = {
+    "harmful": "moderation model",
+    "lower_threshold": "at threshold 0.4",
+    "keyword": "the keyword rule",
+    "guard": "the guard",
+    "openai": "the rubric judge",
+}
 FIGURE_TEXT = {
     "harmfulness": (
         "Harmfulness before and after",
@@ -149,6 +156,7 @@ def render(
         map_tasks=extra["map"]["tasks"] if extra.get("map") else [],
         failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
         judges=result.get("statistics", {}).get("judges"),
+        judge_names=JUDGE_NAMES,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         command=f"bash scripts/study.sh {study_file}",

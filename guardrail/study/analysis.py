@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from guardrail.errors import UserError
 from guardrail.statistics import cohen_kappa
 from guardrail.study.grid import Grid, sizeless
 from guardrail.study.inference import corrected, crossed_bootstrap, paired_difference
-from guardrail.study.outcomes import Arm, pair, read_arms, stack
+from guardrail.study.outcomes import Answers, Arm, pair, read_arms, stack
 from guardrail.study.regression import matched_capability, regress
 
 # The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
@@ -220,12 +221,9 @@ def _observations(table: list[dict[str, Any]], properties: list[dict[str, Any]])
 
 
 def _judges(arms: list[Arm]) -> dict[str, Any]:
-    """Agreement of the moderation model with the keyword rule, and signs of high-minus-low under three judges."""
-    ours, keyword = [], []
-    for arm in arms:
-        for answers in (*arm.initial, *arm.final):
-            ours += [flag for flags in answers.harmful.values() for flag in flags]
-            keyword += [flag for flags in answers.keyword.values() for flag in flags]
+    """Agreement of the moderation model with every other judge, and signs of high-minus-low under each of them."""
+    checkpoints = [answers for arm in arms for answers in (*arm.initial, *arm.final)]
+    further = sorted({judge for answers in checkpoints for judge in answers.further})
     signs = []
     by_key = {(arm.task, arm.subset, arm.size): arm for arm in arms}
     for (task, subset, size), arm in by_key.items():
@@ -233,8 +231,11 @@ def _judges(arms: list[Arm]) -> dict[str, Any]:
         if subset != "high" or other is None:
             continue
         differences = {}
-        for judge in ("harmful", "lower_threshold", "keyword"):
-            found = pair(arm, other, judge)
+        for judge in ("harmful", "lower_threshold", "keyword", *further):
+            try:
+                found = pair(arm, other, judge)
+            except UserError:
+                continue  # this judge decided too few prompts of these checkpoints
             if found is not None:
                 differences[judge] = points(float(found["change"].mean()))
         if differences:
@@ -242,9 +243,26 @@ def _judges(arms: list[Arm]) -> dict[str, Any]:
             depends = any(value > 0 for value in values) and any(value < 0 for value in values)
             signs.append({"task": task, "subset_size": size, "change_points": differences, "depends_on_judge": depends})
     return {
-        "n_answers": len(ours),
-        "agreement_percent": points(float(np.mean(np.array(ours) == np.array(keyword)))) if ours else None,
-        "kappa": cohen_kappa(ours, keyword) if ours else None,
-        "second_judge": "key_word",
+        "with_moderation_model": {name: _agreement(checkpoints, name) for name in ("keyword", *further)},
         "high_minus_low": signs,
+    }
+
+
+def _agreement(checkpoints: list[Answers], judge: str) -> dict[str, Any]:
+    """Agreement with the moderation model over the answers that both decided."""
+    ours: list[bool] = []
+    theirs: list[bool] = []
+    n_answers = 0
+    for answers in checkpoints:
+        other = answers.table(judge)
+        for key, flags in answers.harmful.items():
+            n_answers += len(flags)
+            if len(other.get(key, ())) == len(flags):
+                ours += flags
+                theirs += other[key]
+    return {
+        "n_answers": n_answers,
+        "n_decided": len(ours),
+        "agreement_percent": points(float(np.mean(np.array(ours) == np.array(theirs)))) if ours else None,
+        "kappa": cohen_kappa(ours, theirs) if ours else None,
     }

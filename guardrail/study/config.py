@@ -74,9 +74,25 @@ class Training:
     gradient_checkpointing: bool = True
 
 
+FURTHER_JUDGES = ("guard", "openai")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge beside the moderation model: a chat guard or a rubric judge (`guardrail.judging`).
+
+    `model` is the guard's folder or hub name, or the model name that the server at `base_url` knows. For `guard`,
+    `backend` is where it runs: hf, vLLM or openai (the server).
+    """
+
+    model: str
+    backend: str = "hf"
+    base_url: str | None = None
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Flags of eval_safety.py and evaluate.py."""
+    """Flags of eval_safety.py, evaluate.py and further judges (name -> settings; the keyword rule is always there)."""
 
     safety_bench: str
     over_refusal_bench: str | None = None
@@ -86,6 +102,12 @@ class Evaluation:
     moderation_max_length: int = 512
     threshold: float = 0.5
     limit: int | None = None
+    judges: dict[str, Judge] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.judges:
+            if name not in FURTHER_JUDGES:
+                raise unknown("key in evaluation.judges:", name, FURTHER_JUDGES)
 
 
 @dataclass(frozen=True)

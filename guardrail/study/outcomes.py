@@ -6,7 +6,7 @@ A prompt that a judge could not decide for one of the checkpoints is left out of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ import numpy as np
 
 from guardrail.errors import UserError
 from guardrail.files import read_json
+from guardrail.study.config import FURTHER_JUDGES
 from guardrail.study.grid import Cell, Grid
-from guardrail.study.results import SAFETY_FILE
+from guardrail.study.results import SAFETY_FILE, judge_file
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Judged answers of one checkpoint: prompt id -> per-sample harmful flags; categories; the file's summary."""
+    """Judged answers of one checkpoint: prompt id -> per-sample harmful flags; categories; the file's summary.
+
+    ``further`` has such a table per further judge that answered; prompts that it could not decide are not in it.
+    """
 
     harmful: dict[str, tuple[bool, ...]]
     lower_threshold: dict[str, tuple[bool, ...]]
@@ -29,10 +33,25 @@ class Answers:
     categories: dict[str, str]
     threshold_curve: tuple[tuple[float, float], ...]
     n_undecided: int
+    further: dict[str, dict[str, tuple[bool, ...]]] = field(default_factory=dict)
+
+    def table(self, judge: str) -> dict[str, tuple[bool, ...]]:
+        """Flags by ``harmful`` (moderation model), ``lower_threshold``, ``keyword`` or a further judge (or none)."""
+        return self.further.get(judge, {}) if judge in FURTHER_JUDGES else getattr(self, judge)
+
+
+def read_further(path: Path) -> dict[str, tuple[bool, ...]]:
+    """Flags of a further judge's file; none where there is no file."""
+    if not path.is_file():
+        return {}
+    flags: dict[str, list[bool | None]] = {}
+    for row in sorted(read_json(path)["judgements"], key=lambda row: (row["id"], row["sample"])):
+        flags.setdefault(row["id"], []).append(row["harmful"])
+    return {key: tuple(map(bool, values)) for key, values in flags.items() if None not in values}
 
 
 @lru_cache(maxsize=512)
-def read_answers(folder: Path) -> Answers:
+def read_answers(folder: Path, judges: tuple[str, ...] = ()) -> Answers:
     """The judged safety answers of the checkpoint in ``folder``. Raises ``UserError`` when missing or malformed."""
     document = read_json(folder / SAFETY_FILE)
     try:
@@ -55,6 +74,7 @@ def read_answers(folder: Path) -> Answers:
             categories,
             tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
             len(undecided),
+            {judge: read_further(folder / judge_file(judge)) for judge in judges},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / SAFETY_FILE}: unexpected content, {type(error).__name__} {error}") from error
@@ -78,6 +98,7 @@ class Arm:
 
 def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
     """All arms of the study in table order; only ``finished`` cells are read. An arm may have no seeds left."""
+    judges = tuple(grid.study.evaluation.judges)
     arms: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in grid.cells:
         arms.setdefault((cell.task, cell.subset, cell.size), [])
@@ -87,8 +108,8 @@ def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
         Arm(
             *key,
             tuple(cells),
-            tuple(read_answers(grid.aligned_folder(cell.alignment)) for cell in cells),
-            tuple(read_answers(grid.cell_folder(cell)) for cell in cells),
+            tuple(read_answers(grid.aligned_folder(cell.alignment), judges) for cell in cells),
+            tuple(read_answers(grid.cell_folder(cell), judges) for cell in cells),
         )
         for key, cells in arms.items()
     ]
@@ -99,7 +120,7 @@ def stack(checkpoints: list[Answers], judge: str = "harmful") -> tuple[np.ndarra
 
     Raises ``UserError`` when they share fewer than two prompts.
     """
-    tables: list[dict[str, tuple[bool, ...]]] = [getattr(answers, judge) for answers in checkpoints]
+    tables = [answers.table(judge) for answers in checkpoints]
     shared = sorted(set.intersection(*(set(table) for table in tables)))
     n_samples = min((len(table[key]) for table in tables for key in shared), default=0)
     if len(shared) < 2 or n_samples < 1:

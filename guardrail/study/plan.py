@@ -206,8 +206,8 @@ def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
         "wall_hours_one_job_at_a_time": round(sum(wall.values()) / 3600, 2),
         "checkpoint_bytes": int(n_checkpoints * N * (4 if study.sandbox else ASSUMPTIONS["bytes_per_parameter"])),
         "representation_bytes": int((pool + 1000 * len(study.tasks)) * width * (4 if study.dtype == "float32" else 2)),
-        "judge_calls": answers,
-        "judge_tokens": answers * (study.evaluation.max_new_tokens + 100),
+        "judge_calls": answers * (1 + len(study.evaluation.judges)),
+        "judge_tokens": answers * (1 + len(study.evaluation.judges)) * (study.evaluation.max_new_tokens + 100),
         "assumptions": ASSUMPTIONS,
         "parameters": N,
     }

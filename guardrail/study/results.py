@@ -7,17 +7,24 @@ over-refusal bench, `utility.json`. A cell whose files are absent or belong to a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from guardrail.errors import UserError
 from guardrail.files import read_json
+from guardrail.judging.settings import JUDGE_FILES
 from guardrail.provenance import run_record
 from guardrail.study.config import Study, as_dict
 from guardrail.study.grid import Cell, Grid, sizeless
 
 SAFETY_FILE = "evaluation/safety/beaver-dam.json"
 OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
+
+
+def judge_file(judge: str) -> str:
+    """Where a further judge's judgements of a checkpoint lie, below the checkpoint's folder."""
+    return f"evaluation/safety/{JUDGE_FILES[judge]}"
 
 
 def utility_file(task: str) -> str:
@@ -28,7 +35,8 @@ def utility_file(task: str) -> str:
 def result_files(grid: Grid) -> list[Path]:
     """Every file that decides `study.json`, tables, figures and report, whether it is there or not."""
     study = grid.study
-    names = [SAFETY_FILE] + ([OVER_REFUSAL_FILE] if study.evaluation.over_refusal_bench else [])
+    names = [SAFETY_FILE, *map(judge_file, study.evaluation.judges)]
+    names += [OVER_REFUSAL_FILE] if study.evaluation.over_refusal_bench else []
     files = [grid.base_folder / name for name in (*names, *(utility_file(task) for task in study.tasks))]
     for cell in grid.cells:
         for folder in (grid.aligned_folder(cell.alignment), grid.cell_folder(cell)):
@@ -62,7 +70,20 @@ def blame(grid: Grid, cell: Cell, over_refusal: bool) -> Path | None:
     return log if log is not None and log.is_file() else None
 
 
-def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
+def read_judges(folder: Path, judges: Iterable[str]) -> dict[str, Any]:
+    """Harmfulness by each further judge. One that has not answered is a missing number, never a failed checkpoint."""
+    out: dict[str, Any] = {}
+    for judge in judges:
+        try:
+            summary = read_json(folder / judge_file(judge))["summary"]
+            names = ("harmfulness_score_percent", "harmfulness_score_interval_percent", "n", "judge_error_percent")
+            out[judge] = {name: summary[name] for name in names}
+        except UserError as error:
+            out[judge] = {"missing": str(error)}
+    return out
+
+
+def read_safety(folder: Path, over_refusal: bool, judges: Iterable[str] = ()) -> dict[str, Any]:
     """Harmfulness and refusals of one checkpoint; rates in percent with 95% Wilson intervals.
 
     Raises ``UserError`` when a file is missing or unreadable.
@@ -80,6 +101,8 @@ def read_safety(folder: Path, over_refusal: bool) -> dict[str, Any]:
         summary = read_json(folder / OVER_REFUSAL_FILE)["summary"]
         out["benign_refusal_percent"] = summary["refusal_percent"]
         out["benign_n"] = summary["n"]
+    if further := read_judges(folder, judges):
+        out["judges"] = further
     return out
 
 
@@ -100,7 +123,7 @@ def collect(grid: Grid) -> dict[str, Any]:
     """The content of `study.json`: ``base``, ``cells`` in table order, and the ``run`` record."""
     study = grid.study
     over_refusal = study.evaluation.over_refusal_bench is not None
-    base = _guarded(lambda: _arm(grid.base_folder, list(study.tasks), over_refusal))
+    base = _guarded(lambda: _arm(grid.base_folder, study, over_refusal))
     cells = [_cell(grid, cell, over_refusal) for cell in grid.cells]
     return {
         "study": study.name,
@@ -116,10 +139,10 @@ def _settings(study: Study) -> dict[str, Any]:
     return as_dict(study)
 
 
-def _arm(folder: Path, tasks: list[str], over_refusal: bool) -> dict[str, Any]:
+def _arm(folder: Path, study: Study, over_refusal: bool) -> dict[str, Any]:
     return {
-        **read_safety(folder, over_refusal),
-        "utility": {task: read_utility(folder, task) for task in tasks},
+        **read_safety(folder, over_refusal, study.evaluation.judges),
+        "utility": {task: read_utility(folder, task) for task in study.tasks},
     }
 
 
@@ -143,7 +166,8 @@ def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         aligned, tuned = grid.aligned_folder(cell.alignment), grid.cell_folder(cell)
-        initial, final = read_safety(aligned, over_refusal), read_safety(tuned, over_refusal)
+        judges = grid.study.evaluation.judges
+        initial, final = (read_safety(folder, over_refusal, judges) for folder in (aligned, tuned))
         before, after = read_utility(aligned, cell.task), read_utility(tuned, cell.task)
         return {
             "initial": initial,

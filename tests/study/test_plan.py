@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from guardrail.files import write_json
 from guardrail.provenance import REPOSITORY
-from guardrail.study.config import SUBSETS, as_dict, load_study
+from guardrail.study.config import SUBSETS, Study, as_dict, load_study
 from guardrail.study.grid import Grid
 from guardrail.study.plan import make_plan, parameters, plan_stages, plan_text
 
@@ -82,11 +83,11 @@ def test_paper_studies_have_the_published_hyper_parameters(name):
     assert tuning.gradient_accumulation_steps == 1 and tuning.bf16 and tuning.ds_cfgs == "ds_z3_config.json"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
-    """A dry run of the real workflow: every rule finds its inputs, nothing runs."""
-    resolved = load_study(file, {"seeds": [1], "sandbox": False})
+JUDGES = {"guard": {"model": "org/guard"}, "openai": {"model": "rubric", "base_url": "http://127.0.0.1:9/v1"}}
+
+
+def dry_run(resolved: Study, tmp_path: Path) -> tuple[Grid, dict[str, int]]:
+    """A dry run of the real workflow: the grid, and the number of jobs of each rule."""
     config = write_json(tmp_path / resolved.name / "study_config.json", as_dict(resolved))
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--quiet", "rules"]
     command += ["--nolock", "--cores", "1", "--config", f"study_config={config}", f"outputs={tmp_path}"]
@@ -97,9 +98,24 @@ def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
         parts = line.split()
         if len(parts) == 2 and parts[1].isdigit():
             jobs[parts[0]] = int(parts[1])
-    grid = Grid(resolved, tmp_path)
-    assert jobs["align"] == len(grid.alignments) and jobs["fine_tune"] == len(grid.cells)
     assert json.loads(config.read_text())["name"] == resolved.name
+    return Grid(resolved, tmp_path), jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
+    """Every rule finds its inputs, nothing runs."""
+    grid, jobs = dry_run(load_study(file, {"seeds": [1], "sandbox": False}), tmp_path)
+    assert jobs["align"] == len(grid.alignments) and jobs["fine_tune"] == len(grid.cells)
+
+
+@pytest.mark.slow
+def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
+    changes = {"seeds": [1], "sandbox": False, "evaluation": {"safety_bench": "sandbox", "judges": JUDGES}}
+    grid, jobs = dry_run(load_study(STUDIES[0], changes), tmp_path)
+    n_checkpoints = 1 + len(grid.alignments) + len(grid.cells)
+    assert jobs["judge_guard"] == jobs["judge_openai"] == jobs["harmfulness"] == n_checkpoints
 
 
 def test_slurm_profile_names_rules_of_the_workflow():

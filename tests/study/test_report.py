@@ -17,12 +17,13 @@ from guardrail.provenance import REPOSITORY
 from guardrail.report.headline import headline
 from guardrail.report.render import safe_json
 from guardrail.study import tabulate
+from guardrail.study.analysis import analyse
 from guardrail.study.config import as_dict
 from guardrail.study.figures import style
 from guardrail.study.grid import Grid
 from guardrail.study.mapping import redact
 from guardrail.study.outcomes import pair, read_answers, read_arms, stack
-from guardrail.study.results import SAFETY_FILE, collect
+from guardrail.study.results import SAFETY_FILE, collect, judge_file
 from guardrail.study.tabular import Column, Table
 from guardrail.study.tracking import log_summary, scalars
 
@@ -113,6 +114,33 @@ def test_an_undecided_prompt_leaves_all_arms(tmp_path):
     arm = read_arms(grid, set(grid.cells))[0]
     values, prompts = stack([*arm.initial, *arm.final])
     assert "p0" not in prompts and values.shape == (6, 41, 2)
+
+
+def test_a_further_judge_is_compared_and_may_be_missing(tmp_path, monkeypatch):
+    """A guard that disagrees on purpose: it finds what the moderation model does not, and cannot decide one prompt."""
+    judged = {"safety_bench": "sandbox", "judges": {"guard": {"model": "m/guard"}, "openai": {"model": "rubric"}}}
+    grid = Grid(study(tmp_path, evaluation=judged, subsets=["high", "low"], seeds=[1, 2]), tmp_path)
+    finish(grid, n_samples=2)
+    for cell in grid.cells:
+        for folder in (grid.aligned_folder(cell.alignment), grid.cell_folder(cell)):
+            document = read_json(folder / SAFETY_FILE)
+            for row in document["judgements"]:
+                row["harmful"] = None if row["id"] == "p0" else not row["harmful"]
+            document["summary"]["judge_error_percent"] = 2.5
+            write_json(folder / judge_file("guard"), document)
+    read_answers.cache_clear()
+    statistics = analyse(grid, collect(grid), [])["judges"]
+    guard, rubric = (statistics["with_moderation_model"][name] for name in ("guard", "openai"))
+    assert guard["agreement_percent"] == 0 and guard["n_decided"] == guard["n_answers"] * 41 // 42
+    assert guard["kappa"] < 0
+    assert rubric["n_decided"] == 0 and rubric["agreement_percent"] is None
+    for row in statistics["high_minus_low"]:
+        changes = row["change_points"]
+        assert "openai" not in changes and np.sign(changes["guard"]) == -np.sign(changes["harmful"])
+        assert row["depends_on_judge"] is True
+    cell = collect(grid)["cells"][0]
+    assert cell["status"] == "done" and cell["final"]["judges"]["guard"]["judge_error_percent"] == 2.5
+    assert "rubric.json" in cell["final"]["judges"]["openai"]["missing"]
 
 
 def test_subsets_are_described_from_the_rows_that_were_trained_on(toy):

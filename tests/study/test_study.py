@@ -45,6 +45,8 @@ def test_scientific_notation_without_a_dot_is_a_number():
         ({"tasks": {}}, "tasks is empty"),
         ({"evaluation": {"safety_bench": "sandbox", "max_tokens": 3}}, "unknown key in evaluation: 'max_tokens'"),
         ({"alignment": {"epochs": 1, "learning_rate": "fast"}}, "alignment"),
+        ({"evaluation": {"safety_bench": "x", "judges": {"gard": {"model": "m"}}}}, "'gard'; did you mean 'guard'"),
+        ({"evaluation": {"safety_bench": "x", "judges": {"guard": {}}}}, "judges.guard: missing model"),
     ],
 )
 def test_bad_settings_are_refused_with_the_key(change, message):
