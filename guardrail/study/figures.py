@@ -125,22 +125,27 @@ def _dumbbell(axis: Any, arm: dict[str, Any], y: float) -> None:
 
 
 def similarity_durability(plt: Any, observations: list[dict[str, Any]], arms: list[dict[str, Any]]) -> Any:
-    """Similarity of each subset to the task against the change in harmfulness, one panel per task."""
+    """Similarity of each subset to the task against the change in harmfulness, one panel per task.
+
+    Each task has its own scale: tasks differ far more than the subsets of one task, which are what is compared.
+    """
     tasks = list(dict.fromkeys(row["task"] for row in observations))
     subsets = list(dict.fromkeys(row["subset"] for row in observations))
     known = {(arm["task"], arm["subset"], arm["subset_size"]): arm for arm in arms}
-    width = max(4.2, 3.0 * len(tasks))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(width, 3.6), sharey=True, squeeze=False)
+    width = max(4.2, 3.2 * len(tasks))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(width, 3.6), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for row in (r for r in observations if r["task"] == task):
+        rows = [row for row in observations if row["task"] == task]
+        intervals = [known[task, row["subset"], row["subset_size"]]["delta_interval_points"] for row in rows]
+        for row, (low, high) in zip(rows, intervals, strict=True):
             colour, marker, _ = style(row["subset"], subsets)
-            low, high = known[task, row["subset"], row["subset_size"]]["delta_interval_points"]
             axis.plot([row["similarity"]] * 2, [low, high], color=colour, linewidth=1, alpha=0.6)
             axis.plot(row["similarity"], row["delta_points"], marker, color=colour, markersize=7)
-        axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+        if min(low for low, _ in intervals) <= 0:
+            axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axis.set_title(task, fontsize=9, fontweight="bold")
         axis.set_xlabel("mean largest cosine to the task")
-    axes[0][0].set_ylabel("change in harmfulness (points), 95% interval")
+    axes[0][0].set_ylabel("change in harmfulness (points)\n95% interval; scales differ")
     _subset_legend(plt, figure, subsets)
     return figure
 

@@ -19,7 +19,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.results import collect, result_files
 from guardrail.study.tables import csv_text, markdown
 
-VERSION = 1  # raise when tables, figures or report change for the same results
+VERSION = 2  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 
