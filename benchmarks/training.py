@@ -1,6 +1,6 @@
 """Training speed: a plain PyTorch loop, this trainer (padded, packed), and align-anything's trainer where it is.
 
-    python benchmarks/training.py                                   # CPU, the 0.9M-parameter sandbox model, batch 8
+    python benchmarks/training.py                                   # CPU, the 1M-parameter sandbox model, batch 8
     python benchmarks/training.py --align_anything_python aa-env/bin/python
     python benchmarks/training.py --preset llama_1b3                # one GPU: 1.3B random weights, bf16, 2048 tokens
 

@@ -30,7 +30,7 @@ ASSUMPTIONS: dict[str, float] = {
     "generation_tokens_per_sec_7b": 1500.0,  # Hugging Face backend, batch of some tens, per GPU
     "start_sec": 60.0,  # process, weights, compilation: per stage
     "tokens_per_row": 300.0,
-    "sandbox_training_rows_per_sec": 60.0,  # CPU, 0.9M parameters
+    "sandbox_training_rows_per_sec": 60.0,  # CPU, 1M parameters
     "sandbox_evaluation_sec": 25.0,
     "sandbox_training_start_sec": 12.0,
     "bytes_per_parameter": 2.0,  # saved in bf16
