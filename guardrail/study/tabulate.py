@@ -62,7 +62,17 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     figures = draw_figures(result, extra, grid.folder / "figures")
     write_report(paths["report"], result, tables, figures, extra)
     log_summary(grid.study, result, figures, grid.folder)
+    written = [path for name in ("tables", "figures") for path in (grid.folder / name).glob("[!.]*")]
+    result["run"]["files"] = sorted(str(path.relative_to(grid.folder)) for path in written)
     write_json(paths["study"], result)
+
+
+def is_current(folder: Path, paths: dict[str, Path], key: str) -> bool:
+    """Whether everything is there and was written from the results behind ``key``."""
+    if not all(path.is_file() for path in paths.values()):
+        return False
+    record = read_json(paths["study"])["run"]
+    return record.get("fingerprint") == key and all((folder / name).is_file() for name in record.get("files", []))
 
 
 def main() -> dict[str, Any]:
@@ -82,8 +92,9 @@ def main() -> dict[str, Any]:
         "report": folder / "report.html",
     }
     key = inputs_key(grid, config)
-    result = read_json(paths["study"]) if all(path.is_file() for path in paths.values()) else None
-    if result is None or result["run"].get("fingerprint") != key:
+    if is_current(folder, paths, key):
+        result = read_json(paths["study"])
+    else:
         result, extra = analysed(grid)
         result["run"]["fingerprint"] = key
         write_outputs(grid, result, extra, paths)

@@ -128,6 +128,10 @@ def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
     assert Path(paths["figure"]).read_bytes()[:4] == b"\x89PNG"
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert Path(paths["study"]).read_text() == content
+    figure = tmp_path / "toy" / "figures" / "threshold_curve.png"
+    figure.unlink()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert figure.is_file(), "a deleted figure is drawn again"
     (grid.base_folder / SAFETY_FILE).unlink()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1
