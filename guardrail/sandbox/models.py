@@ -233,15 +233,16 @@ def _run_side_by_side(stages: Sequence[str], common: list[str]) -> None:
         processes = [(stage, process) for stage in stages for process in _start(stage, common, Path(folder))]
         try:
             while any(process.poll() is None for _, process in processes):
-                if failed := sorted({stage for stage, process in processes if process.poll()}):
-                    raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
+                if any(process.poll() for _, process in processes):
+                    break  # the other ranks would wait for the one that failed
                 time.sleep(0.1)
         finally:
+            failed = sorted({stage for stage, process in processes if process.poll()})
             for _, process in processes:
                 if process.poll() is None:
                     process.terminate()
                 process.wait()
-    if failed := sorted({stage for stage, process in processes if process.returncode}):
+    if failed:
         raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
 
 

@@ -92,6 +92,9 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     if not study.sandbox:
         for model in (study.models.base, study.models.extraction, study.models.moderation):
             resolve_checkpoint(model)
+    guard = study.evaluation.judges.get("guard")
+    if guard is not None and guard.backend != "openai":
+        resolve_checkpoint(guard.model)
     grid = Grid(study, outputs)
     n_checkpoints = len(grid.alignments) + len(grid.cells)
     if study.sandbox:

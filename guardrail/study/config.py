@@ -75,6 +75,7 @@ class Training:
 
 
 FURTHER_JUDGES = ("guard", "openai")
+JUDGE_BACKENDS = ("hf", "vLLM", "openai")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Judge:
     model: str
     backend: str = "hf"
     base_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in JUDGE_BACKENDS:
+            raise unknown("backend of a judge", self.backend, JUDGE_BACKENDS)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ def template(monkeypatch) -> ModuleType:
     """A copy of configs/template.py that may be changed: what the library reads during the test."""
     module = prompts.template_module.__wrapped__()
     for place in (prompts, rows):
-        if hasattr(place, "template_module"):
-            monkeypatch.setattr(place, "template_module", lambda: module)
+        monkeypatch.setattr(place, "template_module", lambda: module)
     return module
 
 

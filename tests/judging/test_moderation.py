@@ -55,6 +55,18 @@ def test_batched_equals_one_row_at_a_time(tiny_classifier, tiny_tokenizer, answe
     assert len({tuple(s.probabilities) for s in scores}) > 10
 
 
+def test_a_family_that_is_not_causal_gets_its_mask():
+    """Padding must not reach a classifier that looks both ways."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertForSequenceClassification(BertConfig(**shape, intermediate_size=48, num_labels=14)).eval()
+    texts = [[5, 6, 7], [9, 8, 30, 31, 32, 33, 2]]
+    alone = [classify_batch(model, [text])[0] for text in texts]
+    assert torch.allclose(torch.tensor(classify_batch(model, texts)), torch.tensor(alone), atol=1e-6)
+
+
 def test_a_pad_token_that_is_also_eos_does_not_move_the_position(tiny_classifier):
     """T4: with pad = EOS the classifier's own search for the last token stops one early."""
     model = load_classifier(str(tiny_classifier), "float32")

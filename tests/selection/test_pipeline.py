@@ -45,7 +45,7 @@ def read_rows(path):
 def test_the_papers_command_writes_the_papers_files(main, files):
     result = main(paper(files))
     folder = files / os.path.basename(result["folder"])
-    pool, anchors = (torch.load(files / f"{name}.pt").numpy() for name in ("pool", "anchors"))
+    pool, anchors = (torch.load(files / f"{name}.pt", weights_only=True).numpy() for name in ("pool", "anchors"))
     scores = cosine_similarity(pool, anchors).max(axis=1)
     order = np.argsort(-scores, kind="stable")
     rows = make_pool()
@@ -129,7 +129,7 @@ def test_duplicates_are_counted_and_dropped_on_request(main, files):
     for i in (5, 9):
         rows[i] = {**rows[0], "id": f"copy{i}"}
     (files / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pool = torch.load(files / "pool.pt")
+    pool = torch.load(files / "pool.pt", weights_only=True)
     pool[[5, 9]] = pool[0].clone()
     torch.save(pool, files / "pool.pt")
     result = main(paper(files, "--duplicates", "drop", n=58))
@@ -143,7 +143,7 @@ def test_duplicates_are_counted_and_dropped_on_request(main, files):
 
 def test_he_style_folders(main, files):
     for name in ("pool", "anchors"):
-        matrix = torch.load(files / f"{name}.pt")
+        matrix = torch.load(files / f"{name}.pt", weights_only=True)
         folder = files / name / "reps" / "m"
         folder.mkdir(parents=True)
         for number, start in ((20, 0), (100, 20), (120, 40)):

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 
 from guardrail.files import write_json, write_jsonl
+from guardrail.study import tabulate
 from guardrail.study.config import Study, as_dict, build
 from guardrail.study.grid import Grid
 from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
 
 CATEGORIES = ("privacy_violation", "self_harm", "violence,aiding_and_abetting,incitement")
 POOL_ROWS = 60
+FIGURES = {
+    *("harmfulness", "similarity_durability", "categories", "representation_map"),
+    *("threshold_curve", "learning_curves"),
+}
 
 
 def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
@@ -192,3 +197,9 @@ def finished_study(folder: Path, **changes: Any) -> tuple[Grid, Path]:
     write_data(grid, folder)
     finish(grid)
     return grid, write_json(grid.folder / "study_config.json", as_dict(config))
+
+
+def run_tabulate(monkeypatch, grid: Grid, config: Path) -> dict:
+    arguments = ["tabulate", str(config), "--outputs", str(grid.folder.parent)]
+    monkeypatch.setattr("sys.argv", arguments)
+    return tabulate.main()

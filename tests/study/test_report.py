@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from guardrail.files import read_json, write_json
 from guardrail.provenance import REPOSITORY
 from guardrail.report.headline import headline
 from guardrail.report.render import safe_json
-from guardrail.study import tabulate
 from guardrail.study.analysis import analyse
 from guardrail.study.config import as_dict
 from guardrail.study.figures import style
@@ -27,29 +23,7 @@ from guardrail.study.results import SAFETY_FILE, collect, judge_file
 from guardrail.study.tabular import Column, Table
 from guardrail.study.tracking import log_summary, scalars
 
-from .fake_study import CATEGORIES, finish, finished_study, study
-
-SUBSETS = ["high", "low", "random", "high_length_matched", "low_length_matched"]
-FIGURES = {
-    *("harmfulness", "similarity_durability", "categories", "representation_map"),
-    *("threshold_curve", "learning_curves"),
-}
-
-
-def run_tabulate(monkeypatch, grid: Grid, config: Path) -> dict:
-    arguments = ["tabulate", str(config), "--outputs", str(grid.folder.parent)]
-    monkeypatch.setattr("sys.argv", arguments)
-    return tabulate.main()
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A finished study with its tables, figures and report."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("study")
-        grid, config = finished_study(folder, subsets=SUBSETS)
-        paths = run_tabulate(patch, grid, config)
-    return grid, config, paths
+from .fake_study import CATEGORIES, FIGURES, finish, finished_study, run_tabulate, study
 
 
 def test_statistics_by_hand(toy):
@@ -319,111 +293,3 @@ def test_report_is_one_file_without_addresses_and_escapes_text(toy):
     assert safe_json("</script><!--") == '"\\u003c/script\\u003e\\u003c!--"'
     assert "▒▒▒" in text and "quietly at night" not in text  # prompts are redacted
     assert all(name.split(",")[0] in text for name in CATEGORIES)
-
-
-BROWSER_FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium through Selenium."""
-    selenium = pytest.importorskip("selenium", reason="needs the selenium package")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs a browser: chromium and chromium-driver (Debian packages)")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    assert selenium
-    options = ChromeOptions()
-    options.binary_location = binary
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    page = Chrome(options=options, service=Service(driver))
-    yield page
-    page.quit()
-
-
-def requests(browser) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-
-def set_width(browser, width: int, height: int = 900) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-@pytest.mark.slow
-def test_report_in_a_browser(toy, browser):
-    _, _, paths = toy
-    address = Path(paths["report"]).resolve().as_uri()
-    for width in (390, 1200):
-        set_width(browser, width)
-        browser.get(address)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert [url for url in requests(browser) if not url.startswith(("data:", address, "chrome"))] == []
-    assert browser.get_log("browser") == []
-    loaded = browser.execute_script("return [...document.images].map(i => [i.alt, i.naturalWidth > 100])")
-    assert len(loaded) == len(FIGURES) and all(ok and alt for alt, ok in loaded)
-
-    column = """
-        const table = document.getElementById("table-arms");
-        const head = [...table.tHead.rows[0].cells].findIndex(c => c.textContent.startsWith("final"));
-        if (arguments[0]) table.tHead.rows[0].cells[head].querySelector("button").click();
-        return [...table.tBodies[0].rows].map(r => r.cells[head].dataset.sort);
-    """
-    browser.execute_script(column, True)
-    up = [float(v) for v in browser.execute_script(column, False) if v]
-    assert up == sorted(up) and len(set(up)) > 3
-    assert browser.execute_script(column, False)[-1] == ""  # the base model has no final score: last
-    browser.execute_script(column, True)
-    assert [float(v) for v in browser.execute_script(column, False) if v] == sorted(up, reverse=True)
-
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-
-    canvas = browser.find_element(By.ID, "map-canvas")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    tip = browser.find_element(By.ID, "map-tip")
-    size = canvas.size
-    text = ""
-    for x in range(-size["width"] // 2 + 10, size["width"] // 2 - 10, 12):
-        ActionChains(browser, duration=0).move_to_element_with_offset(canvas, x, 0).perform()
-        if tip.is_displayed():
-            text = tip.text
-            break
-    assert "▒▒▒" in text or "List lanterns" in text
-    assert re.search(r"chosen|task row", text)
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.slow
-def test_report_prints_with_all_figures_and_works_without_scripts(toy, browser, tmp_path):
-    _, _, paths = toy
-    set_width(browser, 1200)
-    address = Path(paths["report"]).resolve().as_uri()
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        browser.get(address)
-        time.sleep(0.2)
-        from selenium.webdriver.common.by import By
-
-        assert not browser.find_element(By.ID, "map").is_displayed()
-        assert browser.find_element(By.ID, "table-arms").is_displayed()
-        assert len(browser.find_elements(By.TAG_NAME, "img")) == len(FIGURES)
-    finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    browser.get(address)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
-        heights = browser.execute_script("return [...document.images].map(i => i.getBoundingClientRect().height)")
-        assert len(heights) == len(FIGURES) and min(heights) > 50
-    finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    assert len(browser.print_page()) > 50_000  # base64 of a PDF with pictures in it

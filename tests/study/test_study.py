@@ -47,6 +47,7 @@ def test_scientific_notation_without_a_dot_is_a_number():
         ({"alignment": {"epochs": 1, "learning_rate": "fast"}}, "alignment"),
         ({"evaluation": {"safety_bench": "x", "judges": {"gard": {"model": "m"}}}}, "'gard'; did you mean 'guard'"),
         ({"evaluation": {"safety_bench": "x", "judges": {"guard": {}}}}, "judges.guard: missing model"),
+        ({"evaluation": {"safety_bench": "x", "judges": {"guard": {"model": "m", "backend": "VLLM"}}}}, "'vLLM'"),
     ],
 )
 def test_bad_settings_are_refused_with_the_key(change, message):

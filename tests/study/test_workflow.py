@@ -91,7 +91,11 @@ def toy_study(tmp_path_factory) -> Path:
         "seeds": [1],
         "alignment": training,
         "fine_tuning": training,
-        "evaluation": {"safety_bench": str(folder / "prompts.jsonl"), "max_new_tokens": 8},
+        "evaluation": {
+            "safety_bench": str(folder / "prompts.jsonl"),
+            "max_new_tokens": 8,
+            "judges": {"guard": {"model": str(folder / "chat")}},  # random: it decides next to nothing
+        },
     }
     path = folder / "toy_workflow.yaml"
     path.write_text(yaml.safe_dump(study))
@@ -131,6 +135,8 @@ def whole(toy_study, tmp_path_factory) -> Path:
     outputs = tmp_path_factory.mktemp("whole")
     result = finish(toy_study, outputs)
     assert (result["code"], result["n_failed"]) == (0, 0), (outputs / "stderr.txt").read_text()[-3000:]
+    cell = read_json(outputs / "toy_workflow" / "study.json")["cells"][0]
+    assert cell["initial"]["judges"]["guard"]["judge_error_percent"] > 0
     return outputs
 
 
