@@ -17,18 +17,18 @@ import argparse
 import dataclasses
 from typing import Any
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.errors import UserError, unknown
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.core.errors import UserError, unknown
 
 MT_BENCH, LM_EVAL = "mt_bench", "lm_eval:"
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from guardrail.data.prompts import style_names
+    from guardrail.evaluation.mt_bench.answers import PROTOCOLS
+    from guardrail.evaluation.mt_bench.config import JUDGE_BACKENDS, MTBenchConfig
     from guardrail.generation import BACKENDS
-    from guardrail.models import DTYPES
-    from guardrail.mt_bench.answers import PROTOCOLS
-    from guardrail.mt_bench.config import JUDGE_BACKENDS, MTBenchConfig
-    from guardrail.prompts import style_names
+    from guardrail.models.loading import DTYPES
 
     default = {field.name: field.default for field in dataclasses.fields(MTBenchConfig)}
     parser = Parser(description=__doc__.split("\n")[0])
@@ -77,14 +77,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     given = {name for name, value in args.items() if value != parser.get_default(name)}
     benchmark = args.pop("benchmark")
     if benchmark == MT_BENCH:
-        from guardrail.mt_bench.config import MTBenchConfig
-        from guardrail.mt_bench.stage import run_mt_bench
+        from guardrail.evaluation.mt_bench.config import MTBenchConfig
+        from guardrail.evaluation.mt_bench.stage import run_mt_bench
 
         _refuse(given, {"num_fewshot", "include_path"}, benchmark)
         fields = {field.name for field in dataclasses.fields(MTBenchConfig)}
         return run_mt_bench(MTBenchConfig(**{name: value for name, value in args.items() if name in fields}))
     if benchmark.startswith(LM_EVAL):
-        from guardrail.utility.harness import HarnessConfig, run_harness
+        from guardrail.evaluation.utility.harness import HarnessConfig, run_harness
 
         fields = {field.name for field in dataclasses.fields(HarnessConfig)}
         _refuse(given, set(args) - fields, benchmark)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.distributed import is_main
-from guardrail.judging.settings import EVALUATORS, JudgeSettings, add_judge_flags
-from guardrail.safety_eval import MODEL_FAMILIES, SafetyConfig, evaluate_safety
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.core.ranks import is_main
+from guardrail.evaluation.judges.settings import EVALUATORS, JudgeSettings, add_judge_flags
+from guardrail.evaluation.safety.answers import MODEL_FAMILIES, SafetyConfig, evaluate_safety
 
 
 def build_parser() -> Parser:
@@ -77,13 +77,13 @@ def main(argv: list[str] | None = None) -> dict | None:
     sweep, temperatures, top_ps = (args.pop(n) for n in ("decoding_sweep", "sweep_temperatures", "sweep_top_p"))
     config = SafetyConfig(**args).check()
     if sweep:
-        from guardrail.decoding_sweep import parse_points, run_sweep
+        from guardrail.evaluation.safety.decoding_sweep import parse_points, run_sweep
 
         points = parse_points(temperatures, "sweep_temperatures"), parse_points(top_ps, "sweep_top_p")
         return run_sweep(config, *points, judge)
     headline = evaluate_safety(config)
     if judge is not None and is_main() and headline is not None:
-        from guardrail.judging.stage import judge_file
+        from guardrail.evaluation.judges.stage import judge_file
 
         headline |= judge_file(config.results_file(), judge)
     return headline

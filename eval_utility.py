@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.utility.evaluate import UtilityConfig, evaluate_utility
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.evaluation.utility.evaluate import UtilityConfig, evaluate_utility
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from guardrail.data.prompts import style_names
+    from guardrail.evaluation.utility.scoring import EVALUATORS
+    from guardrail.evaluation.utility.tasks import TASKS
     from guardrail.generation import BACKENDS
-    from guardrail.models import DTYPES
-    from guardrail.prompts import style_names
-    from guardrail.utility.scoring import EVALUATORS
-    from guardrail.utility.tasks import TASKS
+    from guardrail.models.loading import DTYPES
 
     default: dict[str, Any] = {f.name: f.default for f in UtilityConfig.__dataclass_fields__.values()}
     parser = Parser(description=__doc__.split("\n")[0])
@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("dataset", f"{', '.join(TASKS)}, or a data file or folder with answers", required=True)
     add(
         "data_source",
-        "where the named data set lies (file, hub-layout folder, hub name); default: see guardrail/utility/tasks.py",
+        "where the named data set lies (file, hub-layout folder, hub name); "
+        "default: see guardrail/evaluation/utility/tasks.py",
     )
     add("split", "split of the source; default: the task's test split")
     add("limit", "first rows only", type=positive_int)

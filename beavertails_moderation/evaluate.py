@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, fraction, positive_int, run
-from guardrail.judging.settings import JudgeSettings
+from guardrail.core.cli import Parser, boolean, fraction, positive_int, run
+from guardrail.evaluation.judges.settings import JudgeSettings
 
 
 def build_parser() -> Parser:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> dict:
         judge_batch_tokens=args.batch_tokens,
         figure=args.figure,
     ).check()
-    from guardrail.judging.stage import judge_file
+    from guardrail.evaluation.judges.stage import judge_file
 
     return judge_file(args.eval_dataset, settings, args.output_dir)
 

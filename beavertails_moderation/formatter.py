@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, run
-from guardrail.files import write_json
-from guardrail.judging.answers import load_answers
+from guardrail.core.cli import Parser, boolean, run
+from guardrail.core.files import write_json
+from guardrail.evaluation.judges.answers import load_answers
 
 RUN_COLUMNS = ("fingerprint", "data_hash", "model_hash", "model", "data", "seeds")
 

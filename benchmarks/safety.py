@@ -28,8 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, log, positive_int, run
-from guardrail.files import write_json
+from guardrail.core.cli import Parser, log, positive_int, run
+from guardrail.core.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE_BATCH = 10
@@ -247,8 +247,8 @@ def bench_moderation(model: str, n: int, repeats: int):
     """Seconds of moderation row by row and batched, tokenising included; the largest difference of a probability."""
     import torch
 
-    from guardrail.judging.answers import Answer
-    from guardrail.judging.moderation import PROMPT, ModerationModel
+    from guardrail.evaluation.judges.answers import Answer
+    from guardrail.evaluation.judges.moderation import PROMPT, ModerationModel
 
     draw = random.Random(2)
     answers = []
@@ -301,7 +301,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     import torch
 
-    from guardrail.provenance import run_record
+    from guardrail.core.provenance import run_record
 
     torch.set_num_threads(args.threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

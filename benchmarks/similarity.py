@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, log, positive_int, run
-from guardrail.files import write_json
+from guardrail.core.cli import Parser, log, positive_int, run
+from guardrail.core.files import write_json
 
 GOALS = {
     "extraction_over_reference": ">= 2.0",
@@ -96,9 +96,9 @@ def bench_extraction(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from guardrail.representations.options import model_facts, resolve_options
-    from guardrail.representations.runner import HfRunner
-    from guardrail.representations.sequences import TokenSequence
+    from guardrail.similarity.representations.options import model_facts, resolve_options
+    from guardrail.similarity.representations.runner import HfRunner
+    from guardrail.similarity.representations.sequences import TokenSequence
 
     layers, width, inner, heads = (32, 4096, 11008, 32) if big else (8, 512, 1376, 8)
     if scale < 1:
@@ -188,7 +188,7 @@ def bench_selection(repeats: int, scale: float, clock: str = "wall") -> dict[str
     import torch
     from sklearn.metrics.pairwise import cosine_similarity
 
-    from guardrail.selection import ranking, scoring
+    from guardrail.similarity.selection import ranking, scoring
 
     N, M, D = max(200, int(20_000 * scale)), max(50, int(5_000 * scale)), max(32, int(1024 * scale))
     generator = torch.Generator().manual_seed(0)
@@ -216,7 +216,7 @@ def bench_selection(repeats: int, scale: float, clock: str = "wall") -> dict[str
 
 MEMORY_PROGRAM = """
 import json, sys, time, torch
-from guardrail.selection import ranking, scoring
+from guardrail.similarity.selection import ranking, scoring
 N, M, D, threads = map(int, sys.argv[1:])
 if threads: torch.set_num_threads(threads)
 pool, anchors = torch.randn(N, D), torch.randn(M, D)
@@ -252,7 +252,7 @@ def bench_gpu(folder: Path, repeats: int, scale: float) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"not_run": "no GPU on this machine"}
-    from guardrail.selection import scoring
+    from guardrail.similarity.selection import scoring
 
     extraction = bench_extraction(folder, max(1, repeats // 2), scale, big=True)
     torch.cuda.empty_cache()
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     import torch
 
-    from guardrail.provenance import run_record
+    from guardrail.core.provenance import run_record
 
     if args.threads:
         torch.set_num_threads(args.threads)

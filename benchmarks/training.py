@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import Parser, log, positive_int, run
-from guardrail.errors import UserError
+from guardrail.core.cli import Parser, log, positive_int, run
+from guardrail.core.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = ("sandbox", "llama_1b3")
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 
 def trainer(arguments: dict[str, Any], data: Any | None = None) -> Any:
     """This project's trainer with a real DeepSpeed engine, ready to step. ``data`` replaces the tokenised rows."""
-    from guardrail.models import load_tokenizer
+    from guardrail.models.loading import load_tokenizer
     from guardrail.training import engine, sft
     from guardrail.training.config import parse_config
     from guardrail.training.data import tokenise
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
     import torch
 
-    from guardrail.provenance import run_record
+    from guardrail.core.provenance import run_record
     from guardrail.training.logs import flops_per_token, peak_flops, peak_memory_bytes
 
     flags: dict[str, Any] = {

@@ -4,7 +4,7 @@ Two lives of this file:
 
 * a drop-in replacement for ``align_anything/configs/template.py`` (``bash scripts/install_template.sh``);
   there ``ChatTemplate`` renders with the style named by ``PROMPT_STYLE`` (default ``llama2_base``);
-* without align-anything it is loaded by ``guardrail.prompts``, which owns tokenisation.
+* without align-anything it is loaded by ``guardrail.data.prompts``, which owns tokenisation.
 
 It therefore imports nothing of this project and nothing heavy.
 
@@ -157,7 +157,7 @@ EVAL_TEMPLATES: dict[str, tuple[str | None, str]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Data-set formatters: raw row -> conversation. `guardrail.rows` and align-anything use the same functions.
+# Data-set formatters: raw row -> conversation. `guardrail.data.rows` and align-anything use the same functions.
 
 
 def _text(value: Any) -> str:

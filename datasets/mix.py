@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guardrail.cli import Parser, positive_int, run
-from guardrail.datasets_prepare.mix import ORDERS, SIMILARITIES, MixConfig, mix, parse_size
+from guardrail.core.cli import Parser, positive_int, run
+from guardrail.data.mix import ORDERS, SIMILARITIES, MixConfig, mix, parse_size
 
 
 def build_parser() -> Parser:

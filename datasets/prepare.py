@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import Parser, positive_int, run
-from guardrail.datasets_prepare.sources import NAMES
+from guardrail.core.cli import Parser, positive_int, run
+from guardrail.data.sources import NAMES
 
 
 def build_parser() -> Parser:
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
-    from guardrail.datasets_prepare.prepare import PrepareConfig, canonical, prepare
+    from guardrail.data.prepare import PrepareConfig, canonical, prepare
 
     name = canonical(args.name)
     out = args.out or str(Path(__file__).resolve().parent / name)

@@ -4,7 +4,7 @@
 #   DATA_PATH=outputs/model/evaluation/hex-phi bash scripts/judge.sh
 #   DATA_PATH=... JUDGE=openai JUDGE_MODEL=NAME JUDGE_BASE_URL=http://127.0.0.1:8000/v1 bash scripts/judge.sh
 #
-# Further arguments go to `python -m guardrail.judging` as they are.
+# Further arguments go to `python -m guardrail.evaluation.judges` as they are.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
@@ -23,4 +23,4 @@ else
 fi
 if [[ -n "$JUDGE_BASE_URL" ]]; then ARGUMENTS+=("--judge_base_url=$JUDGE_BASE_URL"); fi
 
-python -m guardrail.judging "$DATA_PATH/results.json" "${ARGUMENTS[@]}" "$@"
+python -m guardrail.evaluation.judges "$DATA_PATH/results.json" "${ARGUMENTS[@]}" "$@"

@@ -81,7 +81,7 @@ choose_trainer() {
 }
 
 # Run a launcher so that a user error stays one line with exit code 2.
-launch() { python -m guardrail.launch "$@"; }
+launch() { python -m guardrail.core.launch "$@"; }
 
 # Run a script on this job's processes: with accelerate when there are several, with plain python when there is one
 # (the same code path after start-up; the launcher costs as much start-up time as the script).

@@ -49,4 +49,4 @@ OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "${SNAKEMAKE[@]}" "$@" 2>&1 >/dev/null |
     sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log)/d' \
         -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
     echo "some stages failed; the others are done, and the table says which cells are missing" >&2
-python -m guardrail.study.tabulate "$CONFIG" --outputs "$OUTPUTS"
+python -m guardrail.study.write "$CONFIG" --outputs "$OUTPUTS"

@@ -18,8 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.representations.options import TEXTS
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.similarity.representations.options import TEXTS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
-    from guardrail.audit.pipeline import AuditConfig, run_audit
-    from guardrail.audit.sets import parse_set
+    from guardrail.similarity.audit.pipeline import AuditConfig, run_audit
+    from guardrail.similarity.audit.sets import parse_set
 
     return run_audit(
         AuditConfig(

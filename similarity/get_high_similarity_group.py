@@ -18,9 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.clustering.pipeline import ALGORITHMS, ClusteringConfig, find_group
-from guardrail.errors import UserError
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.core.errors import UserError
+from guardrail.similarity.clustering.pipeline import ALGORITHMS, ClusteringConfig, find_group
 
 
 def build_parser() -> argparse.ArgumentParser:

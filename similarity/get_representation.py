@@ -19,9 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.errors import UserError
-from guardrail.representations import options as o
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.core.errors import UserError
+from guardrail.similarity.representations import options as o
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         from guardrail.generation.vllm_engine import require_vllm
 
         require_vllm()
-    from guardrail.representations.extract import extract_representations
-    from guardrail.rows import load_rows
+    from guardrail.data.rows import load_rows
+    from guardrail.similarity.representations.extract import extract_representations
 
     source = args.dataset_data or args.dataset_folder
     rows = load_rows(source, split=args.split, name=args.dataset_name, limit=args.limit)

@@ -7,7 +7,7 @@
 Writes D/<save_folder>/top{N}.jsonl, bottom{N}.jsonl, *_scores.npy, *_indices.npy and selection.json. --selector adds
 or names other subsets (random, matched and diversity-controlled ones, ...): {selector}{N}.jsonl.
 Score of a row: mean of its --avg_n largest cosines to the anchors, float32. Ranking: descending, ties by row order.
---merge (guardrail/selection/ranking.py states the rules beside the paper's wording): score, mean, union, round_robin.
+--merge: score, mean, union, round_robin (guardrail/similarity/selection/ranking.py has the rules beside the paper's).
 Memory beyond the inputs stays below 256 MiB whatever the sizes; several processes under accelerate or torchrun.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from guardrail.cli import Parser, boolean, positive_int, run
-from guardrail.errors import UserError
-from guardrail.selection.names import DUPLICATES, MERGES, SELECTOR_NEEDS
+from guardrail.core.cli import Parser, boolean, positive_int, run
+from guardrail.core.errors import UserError
+from guardrail.similarity.selection.names import DUPLICATES, MERGES, SELECTOR_NEEDS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def default_save_folder(anchoring_reps: str | None) -> str:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = build_parser().parse_args(argv)
-    from guardrail.selection.pipeline import SelectionConfig, select
+    from guardrail.similarity.selection.pipeline import SelectionConfig, select
 
     if args.anchoring_split and not args.anchoring_dataset_dir:
         raise UserError("--anchoring_split names a split of --anchoring_dataset_dir, which is not given")

@@ -6,11 +6,9 @@ import functools
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from toys import REPOSITORY
 
 
 @functools.lru_cache(maxsize=1)

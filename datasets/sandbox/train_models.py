@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))  # last, so that the folder datasets/ cannot hide the datasets library
 
-from guardrail.cli import Parser, positive_int, run  # noqa: E402
+from guardrail.core.cli import Parser, positive_int, run  # noqa: E402
 
 STAGES = ("base", "chat", "moderation")
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from guardrail.errors import UserError, unknown
+from guardrail.core.errors import UserError, unknown
+from guardrail.data.prompts import check_style, stop_strings
 from guardrail.generation.interface import Backend, Completion, Request, SamplingOptions, row_seed
 from guardrail.generation.runner import generate_resumable
-from guardrail.prompts import check_style, stop_strings
 
 BACKENDS = ("hf", "vLLM", "openai")
 # shallow-vs-deep's evaluation defaults (its eval_safety.py)

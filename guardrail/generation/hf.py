@@ -12,8 +12,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guardrail.cli import log
-from guardrail.errors import UserError
+from guardrail.core.cli import log
+from guardrail.core.errors import UserError
 from guardrail.generation.interface import (
     Completion,
     Request,
@@ -24,7 +24,7 @@ from guardrail.generation.interface import (
     plan_units,
     row_seed,
 )
-from guardrail.models import load_causal_lm, load_tokenizer
+from guardrail.models.loading import load_causal_lm, load_tokenizer
 
 STOP_CHECK_EVERY_STEPS = 8  # a next-turn marker is looked for this often; the text is cut exactly either way
 COMPACT_BELOW_FRACTION = 0.75  # finished rows leave the batch when fewer than this share still run

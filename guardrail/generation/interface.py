@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 
 FINISH_REASONS = ("eos", "stop", "length")
 DETOKENIZER_CONTEXT_TOKENS = 6  # prompt tail decoded along, so that a leading space of the answer survives
@@ -56,7 +56,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to complete: ``prompt_ids`` as ``guardrail.prompts.encode_prompt`` gives them."""
+    """One prompt to complete: ``prompt_ids`` as ``guardrail.data.prompts.encode_prompt`` gives them."""
 
     id: str
     sample: int

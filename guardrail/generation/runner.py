@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from guardrail.cli import log
-from guardrail.distributed import barrier, broadcast, is_main, shard, world_size
-from guardrail.errors import UserError
-from guardrail.files import hash_json, write_jsonl
+from guardrail.core.cli import log
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_json, write_jsonl
+from guardrail.core.progress import progress
+from guardrail.core.ranks import barrier, broadcast, is_main, shard, world_size
 from guardrail.generation.interface import Backend, Completion, Request, SamplingOptions, check_complete, plan_units
-from guardrail.progress import progress
 
 PARTS = ".parts"
 
@@ -37,7 +37,7 @@ def generate_resumable(
     Args:
         folder: where finished units are kept until ``clear_parts`` (``.parts/<key>``).
         key: what decides the completions besides the requests and options: model hash, backend, dtype
-            (``guardrail.provenance.fingerprint``). Parts of another key are never read.
+            (``guardrail.core.provenance.fingerprint``). Parts of another key are never read.
 
     Raises ``UserError`` for double (id, sample) pairs and for vLLM or a server under several processes.
     """

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guardrail.distributed import world_size
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
+from guardrail.core.openai_client import Client, Reply, resolve_base_url, run_parallel
+from guardrail.core.ranks import world_size
 from guardrail.generation.interface import (
     Completion,
     Request,
@@ -21,8 +22,7 @@ from guardrail.generation.interface import (
     finish_completion,
     row_seed,
 )
-from guardrail.models import load_tokenizer
-from guardrail.openai_client import Client, Reply, resolve_base_url, run_parallel
+from guardrail.models.loading import load_tokenizer
 
 UNIT_ROWS = 256
 CONCURRENCY = 32

@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guardrail.checkpoints import resolve_checkpoint
-from guardrail.distributed import world_size
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
+from guardrail.core.ranks import world_size
 from guardrail.generation.interface import Completion, Request, SamplingOptions, finish_completion, row_seed
-from guardrail.models import load_tokenizer
+from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.loading import load_tokenizer
 
 UNIT_ROWS = 1024
 

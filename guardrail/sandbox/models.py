@@ -27,10 +27,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import log
-from guardrail.distributed import is_main
-from guardrail.errors import UserError
-from guardrail.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
+from guardrail.core.cli import log
+from guardrail.core.errors import UserError
+from guardrail.core.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
+from guardrail.core.places import REPOSITORY
+from guardrail.core.ranks import is_main
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
 from guardrail.sandbox.training import Example, TrainOptions, train
 from guardrail.sandbox.writer import parquet_name, remove_leftovers
@@ -79,7 +80,7 @@ def read_split(data: str | Path, split: str) -> list[dict[str, Any]]:
 
 def _text_format() -> str:
     """The chat string that models learn, as a value to fingerprint."""
-    from guardrail.prompts import template_module
+    from guardrail.data.prompts import template_module
 
     style = template_module().STYLES[STYLE]
     probe = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
@@ -112,7 +113,7 @@ def _configuration(kind: type, tokenizer: Any, **extra: Any) -> Any:
 
 def _language_examples(rows: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
     """Token-identical to the study's training text, loss on all answers."""
-    from guardrail.prompts import encode_supervised
+    from guardrail.data.prompts import encode_supervised
 
     encoded = [encode_supervised(tokenizer, STYLE, row["messages"]) for row in rows]
     return [Example(e.input_ids, e.labels(train_on="all_assistant_turns")) for e in encoded]
@@ -218,7 +219,7 @@ def _locks(out: Path, stages: Sequence[str]) -> Iterator[None]:
 
 def _start(stage: str, common: list[str], folder: Path) -> list[subprocess.Popen]:
     """The processes of one stage: a worker per rank, which meet in a file of ``folder``."""
-    package = str(Path(__file__).resolve().parents[2])
+    package = str(REPOSITORY)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(part for part in (environment.get("PYTHONPATH"), package) if part)
     environment |= {"WORLD_SIZE": str(RANKS[stage]), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}

@@ -22,7 +22,7 @@ FRAME_REPEATS = 2000  # how often the fixed frame texts count, so that they take
 
 def chat_template() -> str:
     """Jinja for the ``llama2_base`` string, default system text included."""
-    from guardrail.prompts import template_module
+    from guardrail.data.prompts import template_module
 
     system = template_module().STYLES["llama2_base"].default_system
     return (
@@ -39,7 +39,7 @@ def chat_template() -> str:
 
 def frame_texts() -> list[str]:
     """Fixed texts around every example."""
-    from guardrail.prompts import template_module
+    from guardrail.data.prompts import template_module
     from guardrail.sandbox.moderation import moderation_text
 
     module = template_module()

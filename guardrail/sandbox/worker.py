@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guardrail.cli import Parser, positive_int, run
-from guardrail.distributed import rank, world_size
-from guardrail.errors import UserError
+from guardrail.core.cli import Parser, positive_int, run
+from guardrail.core.errors import UserError
+from guardrail.core.ranks import rank, world_size
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from guardrail.errors import UserError
-from guardrail.files import hash_file, hash_json, read_json, write_json, write_jsonl, write_text
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_file, hash_json, read_json, write_json, write_jsonl, write_text
 from guardrail.sandbox.mt_bench import build_mt_bench
 from guardrail.sandbox.splits import SPLITS, build_split
 
@@ -74,7 +74,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from guardrail.files import atomic_path
+    from guardrail.core.files import atomic_path
 
     present = {name for row in rows for name in row}
     assert present <= set(COLUMNS), present - set(COLUMNS)

@@ -4,8 +4,8 @@
 
 ``arms``: one entry per task x subset x size, seeds together. ``comparisons``: pairs of arms, paired over seeds and
 prompts, corrected over the tasks and sizes of one question. ``overall``: the same with tasks averaged.
-``regression``: `guardrail.study.regression`. ``judges``: do the conclusions hang on the judge? Everything in percent or
-points; a positive difference means that the first arm of a pair is more harmful.
+``regression``: `guardrail.statistics.regression`. ``judges``: do the conclusions hang on the judge?
+Everything in percent or points; a positive difference means that the first arm of a pair is more harmful.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.errors import UserError
-from guardrail.statistics import cohen_kappa
+from guardrail.core.errors import UserError
+from guardrail.statistics.crossed import corrected, crossed_bootstrap, paired_difference
+from guardrail.statistics.rates import cohen_kappa
+from guardrail.statistics.regression import matched_capability, regress
 from guardrail.study.grid import Grid, sizeless
-from guardrail.study.inference import corrected, crossed_bootstrap, paired_difference
 from guardrail.study.outcomes import Answers, Arm, pair, read_arms, stack
-from guardrail.study.regression import matched_capability, regress
 
 # The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
 PAIRS = (
@@ -178,7 +178,7 @@ def _overall(
     utilities: dict[Any, float],
 ) -> dict[str, Any]:
     """Tasks averaged. Tasks are taken as fixed; seeds and prompts, which they share, stay the units."""
-    from guardrail.study.inference import sign_flip
+    from guardrail.statistics.crossed import sign_flip
 
     seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in pairs)))
     prompts = sorted(set.intersection(*(set(d["prompts"]) for _, d in pairs)))

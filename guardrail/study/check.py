@@ -14,12 +14,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from guardrail.checkpoints import resolve_checkpoint
-from guardrail.cli import Parser, positive_int, run
-from guardrail.errors import UserError, unknown
-from guardrail.files import read_json, require_free_space, write_json
-from guardrail.provenance import REPOSITORY
-from guardrail.rows import list_splits
+from guardrail.core.cli import Parser, positive_int, run
+from guardrail.core.errors import UserError, unknown
+from guardrail.core.files import read_json, require_free_space, write_json
+from guardrail.core.places import REPOSITORY
+from guardrail.data.rows import list_splits
+from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Source, Study, as_dict, load_study
 from guardrail.study.grid import Grid
 
@@ -54,7 +54,7 @@ def count_rows(source: Source) -> int | None:
         import pyarrow.parquet
 
         return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
-    from guardrail.rows import load_rows
+    from guardrail.data.rows import load_rows
 
     return len(load_rows(path, source.split))
 

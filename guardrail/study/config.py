@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guardrail.errors import UserError, unknown
-from guardrail.prompts import check_style
-from guardrail.selection.names import SELECTOR_NEEDS
+from guardrail.core.errors import UserError, unknown
+from guardrail.data.prompts import check_style
+from guardrail.similarity.selection.names import SELECTOR_NEEDS
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
 # `full` from the pool itself; all others are selected per task.
@@ -80,7 +80,7 @@ JUDGE_BACKENDS = ("hf", "vLLM", "openai")
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge beside the moderation model: a chat guard or a rubric judge (`guardrail.judging`).
+    """A judge beside the moderation model: a chat guard or a rubric judge (`guardrail.evaluation.judges`).
 
     `model` is the guard's folder or hub name, or the model name that the server at `base_url` knows. For `guard`,
     `backend` is where it runs: hf, vLLM or openai (the server).

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.errors import UserError
-from guardrail.files import read_json
+from guardrail.core.errors import UserError
+from guardrail.core.files import read_json
 from guardrail.study.config import FURTHER_JUDGES
 from guardrail.study.grid import Cell, Grid
 from guardrail.study.results import SAFETY_FILE, judge_file

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from guardrail.checkpoints import resolve_checkpoint
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
+from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.check import count_rows
 from guardrail.study.config import Study
 from guardrail.study.grid import Grid

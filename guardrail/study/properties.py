@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import log
-from guardrail.errors import UserError
-from guardrail.files import hash_file, hash_json, read_json, write_json
-from guardrail.rows import load_rows
+from guardrail.core.cli import log
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_file, hash_json, read_json, write_json
+from guardrail.data.rows import load_rows
 from guardrail.study.grid import Alignment, Grid, sizeless
 
 CACHE = "subsets.json"
@@ -72,10 +72,10 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     import numpy as np
     import torch
 
-    from guardrail.representations.read import read_representations
-    from guardrail.selection.composition import describe_rows
-    from guardrail.selection.diversity import describe_diversity
-    from guardrail.selection.scoring import score_pool
+    from guardrail.similarity.representations.read import read_representations
+    from guardrail.similarity.selection.composition import describe_rows
+    from guardrail.similarity.selection.diversity import describe_diversity
+    from guardrail.similarity.selection.scoring import score_pool
 
     source = grid.study.safety_pool
     rows = {row["id"]: row for row in load_rows(source.source, split=source.split)}

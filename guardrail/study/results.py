@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from guardrail.errors import UserError
-from guardrail.files import read_json
-from guardrail.judging.settings import JUDGE_FILES
-from guardrail.provenance import run_record
+from guardrail.core.errors import UserError
+from guardrail.core.files import read_json
+from guardrail.core.provenance import run_record
+from guardrail.evaluation.judges.settings import JUDGE_FILES
 from guardrail.study.config import Study, as_dict
 from guardrail.study.grid import Cell, Grid, sizeless
 

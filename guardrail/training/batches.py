@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardrail.prompts import IGNORE_INDEX
+from guardrail.data.prompts import IGNORE_INDEX
 from guardrail.training.batching import Sequence
 from guardrail.training.data import TokenisedRows
 

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guardrail.checkpoints import SLICE
-from guardrail.distributed import barrier, is_main, rank, world_size
-from guardrail.errors import UserError
-from guardrail.files import atomic_path, read_json, require_free_space, write_json
+from guardrail.core.errors import UserError
+from guardrail.core.files import atomic_path, read_json, require_free_space, write_json
+from guardrail.core.ranks import barrier, is_main, rank, world_size
+from guardrail.models.checkpoints import SLICE
 from guardrail.training.config import SFTConfig
 
 STATE_FOLDER = "checkpoint"

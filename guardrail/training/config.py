@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import Parser, boolean, fraction, positive_int
-from guardrail.errors import UserError, unknown
-from guardrail.files import read_json
+from guardrail.core.cli import Parser, boolean, fraction, positive_int
+from guardrail.core.errors import UserError, unknown
+from guardrail.core.files import read_json
+from guardrail.core.places import DEEPSPEED_FOLDER
 
-DEEPSPEED_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 SCHEDULERS = (
     *("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
     *("polynomial", "inverse_sqrt"),
@@ -234,7 +234,7 @@ def parse_config(argv: Sequence[str] | None = None) -> SFTConfig:
 
 def check_config(config: SFTConfig) -> None:
     """Refuse unsupported values and impossible combinations, before anything is loaded."""
-    from guardrail.prompts import check_style, template_module
+    from guardrail.data.prompts import check_style, template_module
 
     for item in fields(SFTConfig):
         default = item.default_factory() if callable(item.default_factory) else item.default

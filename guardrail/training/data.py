@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.distributed import barrier, local_rank
-from guardrail.errors import UserError
-from guardrail.files import atomic_path, hash_file, hash_json
-from guardrail.prompts import IGNORE_INDEX, TEMPLATE_FILE, encode_supervised, template_module
-from guardrail.rows import Row, hash_rows, load_rows
+from guardrail.core.errors import UserError
+from guardrail.core.files import atomic_path, hash_file, hash_json
+from guardrail.core.ranks import barrier, local_rank
+from guardrail.data.prompts import IGNORE_INDEX, TEMPLATE_FILE, encode_supervised, template_module
+from guardrail.data.rows import Row, hash_rows, load_rows
 
 CACHE_VERSION = 1  # raise when the meaning of a cached array changes
 ROWS_PER_WORKER = 2000

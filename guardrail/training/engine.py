@@ -12,8 +12,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.checkpoints import resolve_checkpoint
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
+from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config
 
 NO_DECAY = ("bias", "norm.weight", "layer_norm.weight", "layernorm.weight", "ln_f.weight")
@@ -77,7 +77,7 @@ def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from guardrail.models import torch_dtype
+    from guardrail.models.loading import torch_dtype
 
     logging.disable_progress_bar()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guardrail.distributed import rank, world_size
+from guardrail.core.ranks import rank, world_size
 from guardrail.training.batches import padded_batch, summed_loss
 from guardrail.training.batching import deal
 from guardrail.training.config import SFTConfig

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import Parser, boolean, log, run
-from guardrail.errors import UserError
-from guardrail.files import atomic_path, read_json, write_json
-from guardrail.prompts import TEMPLATE_FILE
+from guardrail.core.cli import Parser, boolean, log, run
+from guardrail.core.errors import UserError
+from guardrail.core.files import atomic_path, read_json, write_json
+from guardrail.data.prompts import TEMPLATE_FILE
 
 # sha-256 of configs/template.py of PKU-Alignment/align-anything, by commit
 UPSTREAM = {"3f9decc": "4fc4a470cfc00f7f261feb697439f55f9a7a7126c869a4a5c8e5ce0cf56ef4f9"}

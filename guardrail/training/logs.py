@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from guardrail.cli import log
-from guardrail.distributed import is_main, world_size
+from guardrail.core.cli import log
+from guardrail.core.ranks import is_main, world_size
 from guardrail.training.config import SFTConfig
 from guardrail.training.loop import Totals
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from guardrail.distributed import rank, world_size
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
+from guardrail.core.ranks import rank, world_size
 from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss
 from guardrail.training.batching import MicroBatch, Step, plan_epoch
 from guardrail.training.config import SFTConfig

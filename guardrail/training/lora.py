@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guardrail.errors import UserError, unknown
+from guardrail.core.errors import UserError, unknown
 from guardrail.training.config import SFTConfig
 
 PREFIX = "base_model.model."

@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail.checkpoints import SLICE, hash_checkpoint
-from guardrail.cli import log, run
-from guardrail.distributed import barrier, is_main, world_size
-from guardrail.errors import UserError
-from guardrail.files import hash_file, read_json, write_json, write_jsonl
-from guardrail.prompts import TEMPLATE_FILE
-from guardrail.provenance import fingerprint, run_record
-from guardrail.rows import Row, hash_rows
+from guardrail.core.cli import log, run
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_file, read_json, write_json, write_jsonl
+from guardrail.core.provenance import fingerprint, run_record
+from guardrail.core.ranks import barrier, is_main, world_size
+from guardrail.data.prompts import TEMPLATE_FILE
+from guardrail.data.rows import Row, hash_rows
+from guardrail.models.checkpoints import SLICE, hash_checkpoint
 from guardrail.training.config import NOT_IN_FINGERPRINT, SFTConfig, deepspeed_config, parse_config
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 
@@ -115,7 +115,7 @@ def drop_untrained(data: TokenisedRows) -> tuple[TokenisedRows, list[str]]:
 
 def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict[str, Any], mark: str) -> dict:
     """Everything that needs torch: engine, loop, files."""
-    from guardrail.models import load_tokenizer
+    from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
     from guardrail.training.engine import build_engine, init_distributed, load_model, resolved_deepspeed_config
     from guardrail.training.evaluation import evaluation_loss

@@ -10,8 +10,8 @@ import textwrap
 
 import pytest
 
-from guardrail import cli
-from guardrail.errors import UserError, unknown
+from guardrail.core import cli
+from guardrail.core.errors import UserError, unknown
 
 
 def parser() -> cli.Parser:
@@ -54,8 +54,8 @@ def test_unknown_without_candidates_says_none():
 SCRIPT = textwrap.dedent(
     """
     import sys
-    from guardrail import cli
-    from guardrail.errors import UserError
+    from guardrail.core import cli
+    from guardrail.core.errors import UserError
     def main():
         if "bad" in sys.argv:
             raise UserError("no such\\nfile: x")
@@ -77,7 +77,7 @@ def run_script(tmp_path, *arguments: str, launcher: bool = False, env=None):
             "code = subprocess.run(sys.argv[1:]).returncode\n"
             "if code: print('Traceback\\n  pages of it', file=sys.stderr); sys.exit(1)\n"
         )
-        command = [sys.executable, "-m", "guardrail.launch", sys.executable, str(wrapper), *command]
+        command = [sys.executable, "-m", "guardrail.core.launch", sys.executable, str(wrapper), *command]
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
@@ -109,11 +109,13 @@ def test_launcher_passes_success_through(tmp_path):
 
 def test_launcher_passes_other_failures_through(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "guardrail.launch", sys.executable, "-c", "raise SystemExit(7)"], capture_output=True
+        [sys.executable, "-m", "guardrail.core.launch", sys.executable, "-c", "raise SystemExit(7)"],
+        capture_output=True,
     )
     assert done.returncode == 7
 
 
 def test_importing_the_library_does_not_import_torch():
-    code = "import guardrail, guardrail.rows, guardrail.models, guardrail.cli, sys; sys.exit('torch' in sys.modules)"
+    modules = "guardrail.data.rows, guardrail.models.loading, guardrail.core.cli"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = (".", "similarity", "datasets", "datasets/sandbox", "beavertails_moderation", "benchmarks")
 SCRIPTS = [
     file.relative_to(REPOSITORY)
@@ -19,7 +19,7 @@ SCRIPTS = [
     for file in sorted((REPOSITORY / folder).glob("*.py"))
     if '__name__ == "__main__"' in file.read_text(encoding="utf-8")
 ]
-MODULES = [  # guardrail/cli.py only shows the idiom in its docstring
+MODULES = [  # guardrail/core/cli.py only shows the idiom in its docstring
     file.relative_to(REPOSITORY)
     for file in sorted((REPOSITORY / "guardrail").rglob("*.py"))
     if file.name != "cli.py"

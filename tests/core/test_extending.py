@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 from toys import REPOSITORY
 
-from guardrail import prompts, rows
-from guardrail.judging import settings as judge_settings
-from guardrail.judging import stage
+from guardrail.data import prompts, rows
+from guardrail.evaluation.judges import settings as judge_settings
+from guardrail.evaluation.judges import stage
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 

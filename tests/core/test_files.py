@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from guardrail.checkpoints import hash_checkpoint, resolve_checkpoint
-from guardrail.errors import UserError
-from guardrail.files import atomic_path, hash_json, read_json, require_free_space, write_json
+from guardrail.core.errors import UserError
+from guardrail.core.files import atomic_path, hash_json, read_json, require_free_space, write_json
+from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from guardrail.hub import hub_available
+from guardrail.core.hub import hub_available
 
 
 def ask(monkeypatch, endpoint, offline="0"):

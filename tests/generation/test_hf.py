@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.generation import Request, SamplingOptions, make_backend
 from guardrail.generation.hf import HFBackend, sample_tokens
-from guardrail.models import load_causal_lm
+from guardrail.models.loading import load_causal_lm
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.generation import Completion, Request, SamplingOptions, make_backend, row_seed
 from guardrail.generation.interface import check_complete, decode_answer, finish_completion, plan_units
 

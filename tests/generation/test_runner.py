@@ -7,19 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from toys import REPOSITORY
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.generation import Request, SamplingOptions, generate_resumable, make_backend
 from guardrail.generation.runner import clear_parts
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # argv: model, folder, output, units after which the process kills itself (0: never)
 WORKER = """
 import dataclasses, json, os, signal, sys
-from guardrail.distributed import is_main, process_group
+from guardrail.core.ranks import is_main, process_group
 from guardrail.generation import Request, SamplingOptions, generate_resumable, make_backend
 model, folder, output, kill_after = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 import torch

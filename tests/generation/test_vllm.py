@@ -14,18 +14,17 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
+from toys import REPOSITORY
 from vllm_python import vllm_python
 
+from guardrail.evaluation.judges.settings import JudgeSettings
+from guardrail.evaluation.judges.stage import judge_file, load_judgements
 from guardrail.generation import Request, SamplingOptions, make_backend
-from guardrail.judging.settings import JudgeSettings
-from guardrail.judging.stage import judge_file, load_judgements
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPTS = ["Where does the river go?", "Name three gentle ways to paint a boat.", "Ann asks Bob for tea;", "Sea."]
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 START_LIMIT_SEC = 240
@@ -100,8 +99,8 @@ def tiny_model(tmp_path_factory, tiny_tokenizer):
 
 
 def test_vllm_in_process_equals_the_hf_backend(tiny_model, classifier, requests, reference, tmp_path):
-    from guardrail.judging.moderation import classify_batch
-    from guardrail.models import load_classifier
+    from guardrail.evaluation.judges.moderation import classify_batch
+    from guardrail.models.loading import load_classifier
 
     backend, expected = reference
     marker = next(c.text[6:9] for c in expected if len(c.text) > 9)

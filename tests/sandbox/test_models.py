@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from toys import REPOSITORY
 
-from guardrail.errors import UserError
-from guardrail.files import hash_file
-from guardrail.prompts import encode_prompt, encode_supervised
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_file
+from guardrail.data.prompts import encode_prompt, encode_supervised
 from guardrail.sandbox import models
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
 from guardrail.sandbox.moderation import agreement, encode_pair, moderation_text
 from guardrail.sandbox.splits import build_split, texts_of
 from guardrail.sandbox.writer import write_sandbox
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "datasets" / "sandbox" / "train_models.py"
 ROWS = 24
 
@@ -109,7 +109,7 @@ def test_moderation_text_is_beaver_dams(tokenizer):
 
 def test_moderation_ids_agree_with_the_evaluation_stage(tokenizer):
     """``beavertails_moderation/evaluate.py`` must read exactly the ids that the model was trained on."""
-    from guardrail.judging import moderation as judging
+    from guardrail.evaluation.judges import moderation as judging
 
     pairs = [("How?", "Like this."), ("{question}", ""), ("Which {prompt}?\n", " {question} </s> ")]
     read = [ids for ids, _ in judging.encode_pairs(tokenizer, pairs)]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from guardrail.judging.keywords import is_refusal
+from guardrail.data.refusals import is_refusal
 from guardrail.sandbox import lexicon, wordings
 from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, PARTS, TEST, TEST_WORDS, TRAIN
 from guardrail.sandbox.splits import SPLITS, build_split, texts_of

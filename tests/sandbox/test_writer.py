@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from toys import REPOSITORY
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.sandbox import writer
 from guardrail.sandbox.splits import SPLITS
 from guardrail.sandbox.writer import FAMILIES, dataset_card, is_current, parquet_name, write_sandbox
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GENERATE = REPOSITORY / "datasets" / "sandbox" / "generate.py"
 
 
@@ -70,7 +70,7 @@ def test_each_family_is_a_configuration_with_its_own_columns(folder, cache):
 def test_our_own_loader_reads_every_conversation_split(folder):
     import pyarrow.parquet as pq
 
-    from guardrail.prompts import template_module
+    from guardrail.data.prompts import template_module
 
     for name in ("base", "instruct", "safety_pool", "list", "pure_bad", "alpaca", "samsum"):
         row = pq.read_table(folder / parquet_name(name)).to_pylist()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .fake_study import finished_study, run_tabulate
+from .fake_study import finished_study, write_results
 
 SUBSETS = ["high", "low", "random", "high_length_matched", "low_length_matched"]
 
@@ -15,5 +15,5 @@ def toy(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("study")
         grid, config = finished_study(folder, subsets=SUBSETS)
-        paths = run_tabulate(patch, grid, config)
+        paths = write_results(patch, grid, config)
     return grid, config, paths

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.files import write_json, write_jsonl
-from guardrail.study import tabulate
+from guardrail.core.files import write_json, write_jsonl
+from guardrail.study import write
 from guardrail.study.config import Study, as_dict, build
 from guardrail.study.grid import Grid
 from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
@@ -160,7 +160,7 @@ def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> No
     """A complete representation store with one shard."""
     import torch
 
-    from guardrail.representations.store import FORMAT, KIND, finish_store, shard_file, write_shard
+    from guardrail.similarity.representations.store import FORMAT, KIND, finish_store, shard_file, write_shard
     from guardrail.study.properties import representation_folder
 
     store = representation_folder(grid, name)
@@ -199,7 +199,7 @@ def finished_study(folder: Path, **changes: Any) -> tuple[Grid, Path]:
     return grid, write_json(grid.folder / "study_config.json", as_dict(config))
 
 
-def run_tabulate(monkeypatch, grid: Grid, config: Path) -> dict:
-    arguments = ["tabulate", str(config), "--outputs", str(grid.folder.parent)]
+def write_results(monkeypatch, grid: Grid, config: Path) -> dict:
+    arguments = ["write", str(config), "--outputs", str(grid.folder.parent)]
     monkeypatch.setattr("sys.argv", arguments)
-    return tabulate.main()
+    return write.main()

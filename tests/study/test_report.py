@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guardrail.files import read_json, write_json
-from guardrail.provenance import REPOSITORY
-from guardrail.report.headline import headline
-from guardrail.report.render import safe_json
+from guardrail.core.files import read_json, write_json
+from guardrail.core.places import REPOSITORY
 from guardrail.study.analysis import analyse
 from guardrail.study.config import as_dict
-from guardrail.study.figures import style
 from guardrail.study.grid import Grid
-from guardrail.study.mapping import redact
 from guardrail.study.outcomes import pair, read_answers, read_arms, stack
+from guardrail.study.report.figures import style
+from guardrail.study.report.headline import headline
+from guardrail.study.report.mapping import redact
+from guardrail.study.report.render import safe_json
+from guardrail.study.report.tabular import Column, Table
 from guardrail.study.results import SAFETY_FILE, collect, judge_file
-from guardrail.study.tabular import Column, Table
 from guardrail.study.tracking import log_summary, scalars
 
-from .fake_study import CATEGORIES, FIGURES, finish, finished_study, run_tabulate, study
+from .fake_study import CATEGORIES, FIGURES, finish, finished_study, study, write_results
 
 
 def test_statistics_by_hand(toy):
@@ -136,7 +136,7 @@ def test_all_tables_and_figures_are_there_in_all_formats(toy):
 
 def test_a_failed_cell_is_visible_and_the_others_keep_their_numbers(tmp_path, monkeypatch):
     grid, config = finished_study(tmp_path)
-    run_tabulate(monkeypatch, grid, config)
+    write_results(monkeypatch, grid, config)
     whole = {(a["task"], a["subset"]): a for a in read_json(grid.folder / "study.json")["statistics"]["arms"]}
     for seed in (1, 2, 3):  # every seed of one arm, and one seed of another
         (grid.folder / f"cells/list__list_low_sim_20/seed{seed}" / SAFETY_FILE).unlink()
@@ -150,7 +150,7 @@ def test_a_failed_cell_is_visible_and_the_others_keep_their_numbers(tmp_path, mo
         for seed in (1, 2, 3):
             split = grid.folder / f"data/seed{seed}/data/train_{name}-00000-of-00001.parquet"
             assert split.is_file()
-    assert run_tabulate(monkeypatch, grid, config)["n_failed"] == 4
+    assert write_results(monkeypatch, grid, config)["n_failed"] == 4
     result = read_json(grid.folder / "study.json")
     arms = {(a["task"], a["subset"]): a for a in result["statistics"]["arms"]}
     assert arms["list", "low"]["status"] == "failed" and "final_percent" not in arms["list", "low"]
@@ -168,7 +168,7 @@ def test_a_failed_cell_is_visible_and_the_others_keep_their_numbers(tmp_path, mo
 def test_nothing_is_written_again_when_nothing_changed(toy, monkeypatch):
     grid, config, _ = toy
     before = {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()}
-    run_tabulate(monkeypatch, grid, config)
+    write_results(monkeypatch, grid, config)
     assert {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()} == before
 
 
@@ -208,7 +208,7 @@ def test_headline_says_what_the_numbers_say(difference, p, words):
 def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeypatch):
     grid = Grid(study(tmp_path), tmp_path)
     config = write_json(grid.folder / "study_config.json", as_dict(study(tmp_path)))
-    result = run_tabulate(monkeypatch, grid, config)
+    result = write_results(monkeypatch, grid, config)
     assert result["n_failed"] == len(grid.cells) + 1
     text = Path(result["report"]).read_text()
     assert "cannot be compared" in text and text.count("FAILED") == 1 + 2 * 3  # base and six arms
@@ -221,7 +221,7 @@ def test_study_json_fits_its_schema_and_the_schema_can_say_no(toy, tmp_path, mon
     jsonschema.validate(whole, schema)
     grid, config = finished_study(tmp_path)
     (grid.cell_folder(grid.cells[0]) / SAFETY_FILE).unlink()
-    run_tabulate(monkeypatch, grid, config)
+    write_results(monkeypatch, grid, config)
     jsonschema.validate(read_json(grid.folder / "study.json"), schema)
     failed_with_a_number = {**whole["cells"][0], "status": "failed", "reason": "x"}
     with pytest.raises(jsonschema.ValidationError):

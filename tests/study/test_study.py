@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from guardrail.errors import UserError
-from guardrail.files import write_json
+from guardrail.core.errors import UserError
+from guardrail.core.files import write_json
 from guardrail.study.check import check_study, count_rows, keep_tasks
 from guardrail.study.config import Source, as_dict, build, load_study
 from guardrail.study.config import Study as StudyConfig
 from guardrail.study.grid import Grid
+from guardrail.study.report.tables import csv_text, markdown
 from guardrail.study.results import SAFETY_FILE, collect
-from guardrail.study.tables import csv_text, markdown
 
 from .fake_study import finish, settings
 
@@ -121,7 +121,7 @@ def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
     grid = Grid(study(), tmp_path)
     finish(grid)
     config = write_json(tmp_path / "toy" / "study_config.json", as_dict(study()))
-    command = [sys.executable, "-m", "guardrail.study.tabulate", str(config), "--outputs", str(tmp_path)]
+    command = [sys.executable, "-m", "guardrail.study.write", str(config), "--outputs", str(tmp_path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     paths = json.loads(first.stdout.splitlines()[-1])
@@ -150,7 +150,7 @@ def test_check_refuses_a_subset_larger_than_the_pool(tmp_path, monkeypatch):
 
 
 def test_every_shipped_study_loads():
-    from guardrail.provenance import REPOSITORY
+    from guardrail.core.provenance import REPOSITORY
 
     files = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
     assert files

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from toys import make_llama, make_tokenizer
 
-from guardrail.files import read_json, write_jsonl
-from guardrail.judging.moderation import LABELS
-from guardrail.provenance import REPOSITORY
+from guardrail.core.files import read_json, write_jsonl
+from guardrail.core.places import REPOSITORY
+from guardrail.evaluation.judges.moderation import LABELS
 
 pytestmark = [
     pytest.mark.slow,

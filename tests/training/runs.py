@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import toy
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from toys import REPOSITORY
 
 
 def arguments(output: Path, model: Path, **flags) -> list[str]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import toy
 
-from guardrail.prompts import encode_prompt
-from guardrail.rows import normalise_rows
+from guardrail.data.prompts import encode_prompt
+from guardrail.data.rows import normalise_rows
 from guardrail.training.batches import packed_batch, padded_batch, summed_loss
 from guardrail.training.data import TokenisedRows, tokenise
 from guardrail.training.packing import enable_packed_attention, length_groups

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.training.config import DEEPSPEED_FOLDER, SFTConfig, parse_config
 from guardrail.training.engine import resolved_deepspeed_config
 from guardrail.training.sft import pause_steps

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import toy
 
-from guardrail.errors import UserError
-from guardrail.rows import normalise_rows
+from guardrail.core.errors import UserError
+from guardrail.data.rows import normalise_rows
 from guardrail.training import data as training_data
 from guardrail.training.data import load_training_rows, tokenise
 from guardrail.training.sft import drop_untrained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardrail.errors import UserError
+from guardrail.core.errors import UserError
 from guardrail.training.config import SFTConfig
 from guardrail.training.lora import add_adapters, merged_state_dict
 

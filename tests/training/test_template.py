@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import toy
 
-from guardrail.errors import UserError
-from guardrail.prompts import TEMPLATE_FILE, encode_prompt, encode_supervised, template_module
+from guardrail.core.errors import UserError
+from guardrail.data.prompts import TEMPLATE_FILE, encode_prompt, encode_supervised, template_module
 from guardrail.training import install_template
 
 NAMES = ("UltraChat", "BeaverTails", "Alpaca", "PureBad", "SAMSum", "GSM8K", "ListGroup")

@@ -11,7 +11,7 @@ import pytest
 import runs
 import toy
 
-from guardrail.rows import load_rows
+from guardrail.data.rows import load_rows
 from guardrail.training.batching import plan_epoch
 from guardrail.training.data import tokenise
 
@@ -24,7 +24,7 @@ def plain_loop(model_folder: Path, steps: int, batch_size: int = 8, learning_rat
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from guardrail.prompts import encode_supervised
+    from guardrail.data.prompts import encode_supervised
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
@@ -166,7 +166,7 @@ def test_merged_lora_changes_the_target_modules_only(single, golden_model):
 def test_resume_refuses_another_run(tmp_path):
     from types import SimpleNamespace
 
-    from guardrail.errors import UserError
+    from guardrail.core.errors import UserError
     from guardrail.training import checkpoint
 
     config = SimpleNamespace(output_dir=str(tmp_path))

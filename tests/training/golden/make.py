@@ -15,9 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from toys import REPOSITORY
+
 sys.path.insert(0, str(REPOSITORY / "tests" / "training"))
-import toy  # noqa: E402
+import toy
 
 STYLES = ("llama2_base", "llama2", "gemma", "chat_template")
 ROWS_FOR_IDS = 8

@@ -1,0 +1,117 @@
+"""Files that are complete or absent: temporary name, fsync, rename. JSON, JSON lines and hashes.
+
+A file that exists under its final name was written whole, also after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.errors import UserError
+
+HASH_CHARS = 16
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
+
+    Works for a file or a folder (the block creates either). An existing folder is replaced. Raises ``UserError``
+    when the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir():
+            if path.is_dir():  # a rename onto a filled folder fails: move the old one aside first
+                aside = path.with_name(f".{path.name}.old.tmp-{uuid.uuid4().hex[:6]}")
+                os.rename(path, aside)
+                os.rename(temporary, path)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.rename(temporary, path)
+        else:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (28, 122):
+            raise UserError(f"no disk space left for {path}: free some or choose another output folder") from error
+        if error.errno in (13, 17, 20, 21, 30):
+            raise UserError(f"cannot write {path}: {error.strerror}; choose an output path you can write") from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # it may never have been created
+                temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write ``text`` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
+    """Write ``value`` as JSON; NaN and infinity are refused (``ValueError``): they are not JSON."""
+    return write_text(path, json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write one JSON object per line."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; ``UserError`` names the file and line when it is missing or malformed."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", "?")
+        raise UserError(f"{path} is not valid JSON (line {line}): {error}") from error
+
+
+def hash_json(value: Any) -> str:
+    """A stable 16-character hash of any JSON-able value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_CHARS]
+
+
+def hash_file(path: str | Path) -> str:
+    """A 16-character hash of a file's content, read in 4 MiB blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:HASH_CHARS]
+
+
+def require_free_space(path: str | Path, needed_bytes: int) -> None:
+    """Raise ``UserError`` unless the disk that will hold ``path`` has ``needed_bytes`` free."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"not enough disk space for {path}: about {needed_bytes / 2**30:.2f} GiB needed, "
+            f"{free_bytes / 2**30:.2f} GiB free; free some or choose another output folder"
+        )

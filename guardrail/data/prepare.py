@@ -1,0 +1,253 @@
+"""Turn a published or private data set into a folder in the hub's layout, with counts and licence on its card."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.errors import UserError, unknown
+from guardrail.core.files import atomic_path, hash_file, write_json
+from guardrail.core.provenance import fingerprint, run_record
+from guardrail.data.benches import HEX_PHI_CATEGORIES
+from guardrail.data.hub_layout import finished_split, own_table, write_split
+from guardrail.data.hub_probe import dataset_revision, local_copy_step
+from guardrail.data.mix import MixConfig, mix
+from guardrail.data.rows import Row, hash_rows, list_splits, load_rows, normalise_rows
+from guardrail.data.sources import ALIASES, NAMES, SOURCES, Source
+
+MT_BENCH_FILES = ("question.jsonl", "reference_answer/gpt-4.jsonl", "judge_prompts.jsonl")
+MT_BENCH_SPACE = "lmsys/mt-bench"
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """One ``datasets/prepare.py`` call. ``limit`` keeps the first rows of every split (recorded)."""
+
+    name: str
+    out: str
+    source: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+    instruct_size: int | None = None
+    seed: int = 42
+
+
+def canonical(name: str) -> str:
+    """The data set's name here, or ``UserError`` with the near match."""
+    name = ALIASES.get(name, name)
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    return name
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Write every split that is not there yet; returns folder and row counts."""
+    if config.name == "mt_bench":
+        return prepare_mt_bench(config)
+    if config.name == "ultrachat_beavertails":
+        return prepare_mixture(config)
+    source = SOURCES[config.name]
+    revision = None
+    if config.source is None:
+        if source.hub is None:
+            raise UserError(f"{config.name} has no public source: {local_copy_step(config.name, None, source.steps)}")
+        revision = dataset_revision(config.name, source.hub, config.revision, source.gated)
+    counts = {}
+    for written, read in wanted_splits(config, source).items():
+        counts[written] = prepare_split(config, source, written, read, revision)
+    return {"dataset": config.out, "splits": counts}
+
+
+def wanted_splits(config: PrepareConfig, source: Source) -> dict[str, str | None]:
+    """Split to write -> split to read. A local file is one split; a local folder may hold only some of them."""
+    if config.source is not None:
+        path = Path(config.source).expanduser()
+        if path.is_file():
+            default = next(iter(source.splits)) if source.splits else "train"
+            return {config.split or default: None}
+        if path.is_dir() and not list(path.glob("category_*.csv")):
+            there = list_splits(path, source.config)
+            known = source.splits or {split: split for split in there}
+            found = {written: read for written, read in known.items() if read in there}
+            found |= {written: written for written in known if written not in found and written in there}
+            if not found and len(there) == 1:
+                found = {next(iter(known)): next(iter(there))}
+            if not found:
+                raise UserError(f"{path} has none of the splits {', '.join(known)}; it has: {', '.join(there) or '-'}")
+            return _only(config, found)
+        if path.is_dir():
+            return {"test": None}
+        raise UserError(f"no such file or folder: {path}")
+    if source.splits is None:
+        from datasets import get_dataset_split_names
+
+        return _only(config, {split: split for split in get_dataset_split_names(source.hub)})
+    return _only(config, dict(source.splits))
+
+
+def _only(config: PrepareConfig, splits: dict[str, Any]) -> dict[str, Any]:
+    if config.split is None:
+        return splits
+    if config.split not in splits:
+        raise unknown(f"split of {config.name}:", config.split, splits)
+    return {config.split: splits[config.split]}
+
+
+def read_rows(config: PrepareConfig, source: Source, split: str | None, revision: str | None) -> list[Row]:
+    """The rows as published."""
+    if config.name == "hex_phi":
+        return read_hex_phi(config, source, revision)
+    if config.source is not None:
+        return load_rows(Path(config.source).expanduser(), split, source.config, need_answer=source.answers)
+    return load_rows(str(source.hub), split, source.config, need_answer=source.answers, revision=revision)
+
+
+def read_hex_phi(config: PrepareConfig, source: Source, revision: str | None) -> list[Row]:
+    """HEx-PHI comes as header-less ``category_<n>.csv`` files, on the hub and in local copies; or as any rows."""
+    import csv
+
+    if config.source is not None:
+        folder = Path(config.source).expanduser()
+        files = sorted(folder.glob("category_*.csv"), key=_category_number) if folder.is_dir() else []
+        if not files:
+            return load_rows(folder)
+    else:
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(source.hub), repo_type="dataset", revision=revision))
+        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
+            raise UserError(
+                f"cannot download {source.hub} ({type(error).__name__}); accept its terms on its hub page, "
+                f"`hf auth login`, or {local_copy_step(config.name, source.hub)}"
+            ) from error
+        files = sorted(folder.glob("category_*.csv"), key=_category_number)
+    raw = []
+    for file in files:
+        number = _category_number(file)
+        category = HEX_PHI_CATEGORIES[number - 1] if 1 <= number <= len(HEX_PHI_CATEGORIES) else file.stem
+        with open(file, newline="", encoding="utf-8") as handle:
+            raw += [{"instruction": line[0], "category": category} for line in csv.reader(handle) if line and line[0]]
+    return normalise_rows(raw, str(folder))
+
+
+def _category_number(file: Path) -> int:
+    return int("".join(c for c in file.stem if c.isdigit()) or 0)
+
+
+def prepare_split(config: PrepareConfig, source: Source, split: str, read: str | None, revision: str | None) -> int:
+    """Write one split; returns its row count."""
+    folder = Path(config.out)
+    rows = read_rows(config, source, read, revision)
+    n_read = len(rows)
+    kept = [row for row in rows if source.keep is None or source.keep(row)]
+    n_kept = len(kept)
+    kept = kept[: config.limit]
+    if not kept:
+        raise UserError(f"{config.name}: none of {n_read} rows is left ({source.keep_note or 'empty source'})")
+    inputs = {"rows": hash_rows(rows), "revision": revision}
+    options = {**asdict(config), "what": source.what, "keep_note": source.keep_note}
+    mark = fingerprint({key: value for key, value in options.items() if key not in ("out", "source")}, inputs)
+    if finished_split(folder, split, mark) is not None:
+        return len(kept)
+    where = f"{source.hub}@{revision}" if config.source is None else f"a local copy ({Path(config.source).name})"
+    notes = [f"source: {where}, split {read or 'whole file'}, {n_read} rows"]
+    if source.keep_note:
+        notes.append(f"{source.keep_note}: {n_kept} of {n_read} rows remain")
+    if config.limit:
+        notes.append(f"first {len(kept)} rows only (--limit)")
+    write_split(
+        folder,
+        split,
+        own_table(kept),
+        {
+            "n_rows": len(kept),
+            "n_rows_read": n_read,
+            "n_rows_kept_by_filter": n_kept,
+            "what": source.what,
+            "licence": source.licence,
+            "revision": revision,
+            "notes": notes,
+            "run": run_record("prepare", asdict(config), fingerprint=mark, inputs=inputs, n=len(kept)),
+        },
+    )
+    return len(kept)
+
+
+def prepare_mixture(config: PrepareConfig) -> dict[str, Any]:
+    """UltraChat and the safe rows of BeaverTails, shuffled: the paper's full upstream set.
+
+    ``source`` may be a folder that holds prepared or downloaded copies as ``ultrachat`` and ``beavertails``.
+    """
+    parts = {}
+    for part in ("ultrachat", "beavertails"):
+        local = None if config.source is None else str(Path(config.source).expanduser() / part)
+        if local is not None and not Path(local).exists():
+            raise UserError(f"{local} does not exist; --source needs the folders ultrachat and beavertails in it")
+        out = str(Path(config.out).parent / part)
+        if local is None or Path(local).resolve() != Path(out).resolve():
+            parts[part] = prepare(PrepareConfig(part, out, local, "train", limit=config.limit))["dataset"]
+        else:
+            parts[part] = out  # already prepared there
+    return mix(
+        MixConfig(
+            instruct=parts["ultrachat"],
+            instruct_split="train",
+            instruct_size=config.instruct_size,
+            safety=parts["beavertails"],
+            safety_split="train",
+            task="upstream",
+            sim="full",
+            size=None,
+            split="train",
+            seed=config.seed,
+            out=config.out,
+        )
+    )
+
+
+def prepare_mt_bench(config: PrepareConfig) -> dict[str, Any]:
+    """FastChat's question, reference-answer and judge-prompt files, as they are."""
+    step = (
+        "clone github.com/lm-sys/FastChat and run python datasets/prepare.py mt_bench "
+        "--source FastChat/fastchat/llm_judge/data/mt_bench"
+    )
+    folder = Path(config.out)
+    if config.source is not None:
+        base = Path(config.source).expanduser()
+        found = {name: _first(base / name, base.parent / name) for name in MT_BENCH_FILES}
+    else:
+        from guardrail.core.hub import hub_available
+
+        if not hub_available(timeout_sec=2.0):
+            raise UserError(f"the hub cannot be reached (or HF_HUB_OFFLINE=1): {step}")
+        from huggingface_hub import hf_hub_download
+
+        places = dict(zip(MT_BENCH_FILES, ("data/mt_bench/", "data/mt_bench/", "data/"), strict=True))
+        try:
+            found = {
+                name: Path(hf_hub_download(MT_BENCH_SPACE, places[name] + name, repo_type="space"))
+                for name in MT_BENCH_FILES
+            }
+        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
+            raise UserError(f"cannot download {MT_BENCH_SPACE} ({type(error).__name__}): {step}") from error
+    if found["question.jsonl"] is None:
+        raise UserError(f"no question.jsonl in {config.source}; {step}")
+    hashes = {}
+    for name, file in found.items():
+        if file is None:
+            continue
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
+        hashes[name] = hash_file(folder / name)
+    n = len([line for line in (folder / "question.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()])
+    record = run_record("prepare", asdict(config), n=n, hashes=hashes)
+    write_json(folder / "manifest.json", {"what": "MT-Bench", "licence": "Apache-2.0", "n_rows": n, "run": record})
+    return {"dataset": config.out, "files": sorted(hashes), "n_questions": n}
+
+
+def _first(*places: Path) -> Path | None:
+    return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,1 @@
+"""All inference of the project: rates and agreement, crossed seeds and prompts, regression."""

@@ -1,0 +1,172 @@
+"""Render a study's report: one HTML file with everything inside it, no network, usable without JavaScript.
+
+The page carries a Content-Security-Policy that forbids every request; `tests/report` opens it in a real browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.files import write_text
+from guardrail.study.report.headline import headline
+from guardrail.study.report.tabular import Table
+
+TEMPLATES = Path(__file__).with_name("templates")
+JUDGE_NAMES = {
+    "harmful": "moderation model",
+    "lower_threshold": "at threshold 0.4",
+    "keyword": "the keyword rule",
+    "guard": "the guard",
+    "openai": "the rubric judge",
+}
+FIGURE_TEXT = {
+    "harmfulness": (
+        "Harmfulness before and after",
+        "Open: aligned. Filled: after fine-tuning. Lines: 95% intervals over seeds and prompts.",
+    ),
+    "similarity_durability": (
+        "Similarity against durability",
+        "Every alignment subset once: how similar it is to the task, and how much harmfulness fine-tuning added.",
+    ),
+    "categories": ("Harm categories", "Share flagged after fine-tuning, by category of the prompt and arm."),
+    "representation_map": (
+        "Representations",
+        "Alignment pool, selected rows and task on the first two principal components of the unit vectors.",
+    ),
+    "threshold_curve": (
+        "Moderation threshold",
+        "Share flagged after fine-tuning at every threshold: arms whose lines cross depend on the threshold.",
+    ),
+    "learning_curves": ("Learning curves", "Training loss of every alignment and fine-tuning run."),
+}
+
+
+def data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def safe_json(value: Any) -> str:
+    """JSON that cannot close its script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def html_table(table: Table) -> dict[str, Any]:
+    """A table as the template wants it: texts beside the raw values that sorting uses."""
+    rows = []
+    for row, texts in zip(table.rows, table.texts(), strict=True):
+        cells = []
+        for column, text in zip(table.columns, texts, strict=True):
+            value = row.get(column.key)
+            number = column.digits is not None
+            main, _, tail = text.partition(" [")
+            cells.append(
+                {
+                    "text": main,
+                    "tail": f"[{tail}" if tail and number else "",
+                    "sort": value if number and isinstance(value, (int, float)) else ("" if number else text),
+                    "number": number,
+                }
+            )
+        rows.append({"cells": cells, "failed": row.get("status") == "failed"})
+    return {
+        "name": table.name,
+        "caption": table.caption,
+        "columns": [{"title": c.title, "number": c.digits is not None} for c in table.columns],
+        "rows": rows,
+    }
+
+
+def settings(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was run, as label and value."""
+    config = result["run"]["config"]
+    evaluation, alignment, tuning = config["evaluation"], config["alignment"], config["fine_tuning"]
+    base = result["base"]
+
+    def training(block: dict[str, Any]) -> str:
+        return (
+            f"{block['epochs']} epochs, learning rate {block['learning_rate']:g}, "
+            f"batch {block['per_device_train_batch_size']} per device"
+        )
+
+    decoding = "sampled" if evaluation["do_sample"] else "greedy"
+    return [
+        ("Base model", config["models"]["base"]),
+        ("Feature model", config["models"]["extraction"]),
+        ("Moderation model", f"{config['models']['moderation']}, threshold {evaluation['threshold']}"),
+        ("Tasks", ", ".join(config["tasks"])),
+        ("Alignment subsets", ", ".join(name.replace("_", " ") for name in config["subsets"])),
+        ("Subset sizes", ", ".join(str(size) for size in config["subset_sizes"])),
+        ("Training seeds", ", ".join(str(seed) for seed in config["seeds"])),
+        ("Safety prompts", f"{evaluation['safety_bench']}" + (f", {base['n']} answers" if "n" in base else "")),
+        (
+            "Decoding",
+            f"{decoding}, {evaluation['samples_per_prompt']} per prompt, {evaluation['max_new_tokens']} tokens",
+        ),
+        ("Alignment", training(alignment)),
+        ("Fine-tuning", training(tuning)),
+        ("Prompt style", config["prompt_style"]),
+    ]
+
+
+def provenance(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the numbers come from."""
+    run = result["run"]
+    git = run["git"]
+    commit = (git["commit"] or "no checkout") + (" (with local changes)" if git["dirty"] else "")
+    gpus = ", ".join(run["hardware"]["gpus"]) or "no GPU in this process"
+    rows = [
+        ("Commit", commit),
+        ("Written (UTC)", run["time_utc"]),
+        ("Hardware", f"{run['hardware']['cpus']} CPUs, {gpus}"),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in run["versions"].items())),
+    ]
+    if result["base"].get("data_hash"):
+        rows.append(("Safety prompts, hash", result["base"]["data_hash"]))
+    return rows
+
+
+def render(
+    result: dict[str, Any], tables: list[Table], figures: dict[str, Path], extra: dict[str, Any], study_file: str
+) -> str:
+    """The page as text. ``figures`` maps a name of ``FIGURE_TEXT`` to a PNG file."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.undefined = jinja2.StrictUndefined
+    first, sentences = headline(result)
+    drawn = {
+        name: {"title": FIGURE_TEXT[name][0], "caption": FIGURE_TEXT[name][1], "uri": data_uri(path)}
+        for name, path in figures.items()
+    }
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        headline=first,
+        sentences=sentences,
+        settings=settings(result),
+        provenance=provenance(result),
+        tables={table.name: html_table(table) for table in tables},
+        figures=drawn,
+        map_json=safe_json(extra["map"]) if extra.get("map") else None,
+        map_tasks=extra["map"]["tasks"] if extra.get("map") else [],
+        failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
+        judges=result.get("statistics", {}).get("judges"),
+        judge_names=JUDGE_NAMES,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+        command=f"bash scripts/study.sh {study_file}",
+        commit=result["run"]["git"]["commit"],
+    )
+
+
+def write_report(
+    path: Path, result: dict[str, Any], tables: list[Table], figures: dict[str, Path], extra: dict[str, Any]
+) -> Path:
+    """Write `report.html` atomically."""
+    study_file = f"configs/studies/{result['study']}.yaml"
+    return write_text(path, render(result, tables, figures, extra, study_file))

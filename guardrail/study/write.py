@@ -1,0 +1,110 @@
+"""Write a study's `study.json`, tables, figures and report from whatever its stages left behind.
+
+    python -m guardrail.study.write outputs/quickstart/study_config.json
+
+Does nothing when nothing changed since the last time. Last stdout line: JSON with the paths and the number of failed
+cells. Exit code 1 when a cell failed: everything is written all the same and says FAILED where a number would stand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.cli import Parser, log, run
+from guardrail.core.errors import UserError
+from guardrail.core.files import hash_file, hash_json, read_json, write_json, write_text
+from guardrail.study.config import Study, build
+from guardrail.study.grid import Grid
+from guardrail.study.report.tables import csv_text, markdown
+from guardrail.study.results import collect, result_files
+
+VERSION = 2  # raise when tables, figures or report change for the same results
+FIGURE = "harmfulness"
+
+
+def inputs_key(grid: Grid, config: dict[str, Any]) -> str:
+    """Changes when a result file does (or appears, or goes)."""
+    files = {str(path.relative_to(grid.folder)): hash_file(path) for path in result_files(grid) if path.is_file()}
+    return hash_json({"version": VERSION, "config": config, "files": files})
+
+
+def analysed(grid: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
+    from guardrail.study.analysis import analyse
+    from guardrail.study.properties import describe_subsets
+    from guardrail.study.report.mapping import loss_curves, representation_map
+
+    result = collect(grid)
+    subsets = describe_subsets(grid)
+    try:
+        statistics = analyse(grid, result, subsets)
+    except UserError as error:
+        log(f"no statistics: {error}")
+        statistics = {"reason": str(error)}
+    result = {**result, "subsets": subsets, "statistics": statistics, "run": result["run"]}
+    return result, {"map": representation_map(grid), "curves": loss_curves(grid)}
+
+
+def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
+    """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
+    from guardrail.study.report.figures import draw_figures
+    from guardrail.study.report.render import write_report
+    from guardrail.study.report.summary_tables import summary_tables
+    from guardrail.study.tracking import log_summary
+
+    write_text(paths["table"], markdown(result))
+    write_text(paths["csv"], csv_text(result))
+    tables = summary_tables(result)
+    for table in tables:
+        for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
+            write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)
+    figures = draw_figures(result, extra, grid.folder / "figures")
+    write_report(paths["report"], result, tables, figures, extra)
+    log_summary(grid.study, result, figures, grid.folder)
+    written = [path for name in ("tables", "figures") for path in (grid.folder / name).glob("[!.]*")]
+    result["run"]["files"] = sorted(str(path.relative_to(grid.folder)) for path in written)
+    write_json(paths["study"], result)
+
+
+def is_current(folder: Path, paths: dict[str, Path], key: str) -> bool:
+    """Whether everything is there and was written from the results behind ``key``."""
+    if not all(path.is_file() for path in paths.values()):
+        return False
+    record = read_json(paths["study"])["run"]
+    return record.get("fingerprint") == key and all((folder / name).is_file() for name in record.get("files", []))
+
+
+def main() -> dict[str, Any]:
+    parser = Parser(prog="guardrail.study.write", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
+    parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
+    args = parser.parse_args()
+    config = read_json(args.study_config)
+    study = build(Study, config, "")
+    grid = Grid(study, args.outputs)
+    folder = grid.folder
+    paths = {
+        "study": folder / "study.json",
+        "table": folder / "tables" / "harmfulness.md",
+        "csv": folder / "tables" / "harmfulness.csv",
+        "figure": folder / "figures" / f"{FIGURE}.png",
+        "report": folder / "report.html",
+    }
+    key = inputs_key(grid, config)
+    if is_current(folder, paths, key):
+        result = read_json(paths["study"])
+    else:
+        result, extra = analysed(grid)
+        result["run"]["fingerprint"] = key
+        write_outputs(grid, result, extra, paths)
+    print(markdown(result))
+    for cell in result["cells"]:
+        if cell["status"] == "failed":
+            where = f"; see {cell['log']}" if cell.get("log") else ""
+            log(f"failed: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}{where}")
+    return {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
+
+
+if __name__ == "__main__":
+    run(main, exit_code=lambda result: 1 if result["n_failed"] else 0)

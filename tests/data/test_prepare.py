@@ -1,0 +1,140 @@
+"""Prepared data sets: published shapes from local copies, filters with counts, and refusals within five seconds."""
+
+from __future__ import annotations
+
+import csv
+import time
+
+import pytest
+
+from guardrail.core.errors import UserError
+from guardrail.core.files import read_json, write_jsonl
+from guardrail.data import hub_probe
+from guardrail.data.prepare import PrepareConfig, canonical, prepare
+from guardrail.data.rows import load_rows
+from guardrail.data.sources import NAMES, SOURCES
+
+BEAVERTAILS = [
+    {"prompt": "q1", "response": "I cannot help with that.", "is_safe": True, "category": {"animal_abuse": False}},
+    {"prompt": "q2", "response": "Paint it blue.", "is_safe": True, "category": {"animal_abuse": False}},
+    {"prompt": "q3", "response": "Sure.", "is_safe": False, "category": {"animal_abuse": True}},
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("beavertails", 2), ("beavertails_refusals", 1)])
+def test_beavertails_keeps_safe_rows_and_says_how_many(tmp_path, name, expected):
+    source = write_jsonl(tmp_path / "copy.jsonl", BEAVERTAILS)
+    result = prepare(PrepareConfig(name, str(tmp_path / "out"), str(source)))
+    assert result["splits"] == {"train": expected}
+    manifest = read_json(tmp_path / "out" / "manifests" / "train.json")
+    assert (manifest["n_rows_read"], manifest["n_rows"]) == (3, expected)
+    assert f"{expected} of 3 rows remain" in (tmp_path / "out" / "README.md").read_text()
+    rows = load_rows(tmp_path / "out", split="train", need_answer=True)
+    assert rows[0]["category"]["animal_abuse"] is False  # the source's own columns stay
+
+
+def test_hex_phi_from_its_headerless_files(tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for number in (1, 2, 11):
+        with open(copy / f"category_{number}.csv", "w", newline="", encoding="utf-8") as handle:
+            csv.writer(handle).writerows([[f"instruction {number}, a"], [f"instruction {number}, b"]])
+    assert prepare(PrepareConfig("hex_phi", str(tmp_path / "out"), str(copy)))["splits"] == {"test": 6}
+    rows = load_rows(tmp_path / "out", split="test")
+    assert [row["category"] for row in rows[::2]] == [
+        "Illegal Activity",
+        "Child Abuse Content",
+        "Tailored Financial Advice",
+    ]
+    assert rows[0]["messages"] == [{"role": "user", "content": "instruction 1, a"}]
+
+
+def test_a_hub_copy_with_hashed_parquet_names_gives_its_splits(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = tmp_path / "copy" / "data"
+    data.mkdir(parents=True)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"prompt_id": f"p{n}", "messages": messages} for n in range(4)]
+    for part in range(2):
+        table = pa.Table.from_pylist(rows[2 * part : 2 * part + 2])
+        pq.write_table(table, data / f"train_sft-0000{part}-of-00002-a3ecf9275699358{part}.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:1]), data / "test_sft-00000-of-00001-f7dfac4afe5b93f4.parquet")
+    result = prepare(PrepareConfig("ultrachat", str(tmp_path / "out"), str(tmp_path / "copy")))
+    assert result["splits"] == {"train": 4, "test": 1}
+
+
+def test_an_unchanged_data_set_is_not_written_again(tmp_path):
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"instruction": "a", "input": "", "output": "b"}])
+    config = PrepareConfig("alpaca", str(tmp_path / "out"), str(source))
+    prepare(config)
+    file = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
+    before = file.stat().st_mtime_ns
+    prepare(config)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_the_upstream_mixture_from_local_copies(tmp_path):
+    copies = tmp_path / "copies"
+    chat = [{"prompt_id": "c", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    for name, rows in (("ultrachat", chat), ("beavertails", BEAVERTAILS)):
+        (copies / name).mkdir(parents=True)
+        write_jsonl(copies / name / "train.jsonl", rows)
+    result = prepare(PrepareConfig("ultrachat_beavertails", str(tmp_path / "out" / "both"), str(copies)))
+    assert (result["split"], result["n_instruct"], result["n_safety"]) == ("train", 1, 2)
+
+
+def test_mt_bench_keeps_fastchat_s_files(tmp_path):
+    copy = tmp_path / "data" / "mt_bench"
+    (copy / "reference_answer").mkdir(parents=True)
+    (copy / "question.jsonl").write_text('{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n')
+    (copy / "reference_answer" / "gpt-4.jsonl").write_text("{}\n")
+    (tmp_path / "data" / "judge_prompts.jsonl").write_text("{}\n")
+    result = prepare(PrepareConfig("mt_bench", str(tmp_path / "out"), str(copy)))
+    assert result["n_questions"] == 1 and len(result["files"]) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_hub_every_name_says_what_to_do_within_five_seconds(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: False)
+    monkeypatch.setattr("guardrail.core.hub.hub_available", lambda **_: False)
+    start = time.time()
+    with pytest.raises(UserError, match=r"prepare\.py \w+ --source"):
+        prepare(PrepareConfig(name, str(tmp_path / "out")))
+    assert time.time() - start < 5 and not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_never_answers_costs_less_than_five_seconds(monkeypatch):
+    monkeypatch.setattr(hub_probe, "TIMEOUT_SEC", 0.2)
+    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: time.sleep(2))
+    with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
+        hub_probe.dataset_revision("gsm8k", "openai/gsm8k")
+
+
+@pytest.mark.parametrize("reply", [{"status": 401}, {"value": {"gated": "auto", "sha": "x"}}])
+def test_a_gated_source_names_its_page(monkeypatch, reply):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(hub_probe, "_token", lambda: None)
+    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: answer.update(reply))
+    with pytest.raises(UserError, match=r"accept its terms at \S+LLM-Tuning-Safety/HEx-PHI.*hf auth login"):
+        hub_probe.dataset_revision("hex_phi", "LLM-Tuning-Safety/HEx-PHI")
+
+
+def test_the_revision_is_recorded(monkeypatch):
+    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: answer.update(value={"sha": "abc"}))
+    assert hub_probe.dataset_revision("gsm8k", "openai/gsm8k") == "abc"
+
+
+def test_names_and_the_table_agree():
+    from guardrail.core.provenance import REPOSITORY
+
+    table = (REPOSITORY / "datasets" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in table for name in NAMES)
+    assert all(source.hub in table for source in SOURCES.values() if source.hub)
+    assert canonical("llm-similarity-risk") == "llm_similarity_risk"
+    with pytest.raises(UserError, match="did you mean 'samsum'"):
+        canonical("samsun")
