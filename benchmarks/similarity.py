@@ -160,7 +160,7 @@ def bench_extraction(
         "dtype": str(dtype).removeprefix("torch."),
         "seconds": seconds,
         "tokens_per_sec": {name: round(tokens / statistics.median(values)) for name, values in seconds.items()},
-        "batch_tokens": runner.batch_tokens,
+        "batch_tokens": runner.budget.tokens,
         "largest_difference": difference,
         "extraction_over_reference": median_ratio(seconds["reference"], seconds["ours"]),
     }

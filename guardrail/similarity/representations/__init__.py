@@ -1,5 +1,5 @@
 """Hidden-state features of examples: options, tokenisation, forward pass without logits, resumable store, readers.
 
-Order of a run: ``options`` (what is extracted) -> ``sequences`` (ids and positions) -> ``batches`` (token budget)
--> ``extract`` (forward pass, shards) -> ``store`` (manifest, export) -> ``read`` (what later stages load).
+Order of a run: ``options`` (what is extracted) -> ``sequences`` (ids and positions)
+-> ``extract`` (batches, forward pass, shards) -> ``store`` (manifest, export) -> ``read`` (what later stages load).
 """

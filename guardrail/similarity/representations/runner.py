@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from guardrail.core.cli import log
-from guardrail.core.errors import UserError
+from guardrail.core.batches import MAX_PADDING
 from guardrail.models.loading import load_backbone
-from guardrail.similarity.representations.batches import batch_end
+from guardrail.models.memory import Budget
 from guardrail.similarity.representations.forward import Forward
 from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts
 from guardrail.similarity.representations.sequences import TokenSequence
@@ -19,14 +18,6 @@ CPU_BATCH_TOKENS = 1024  # measured: activations stay in cache; 4096 costs up to
 GPU_BATCH_TOKENS = 16384
 GPU_MAX_BATCH_TOKENS = 1 << 18
 Item = tuple[int, TokenSequence]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Is this torch's way of saying that memory ran out (CUDA or the CPU allocator)?"""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
 class HfRunner:
@@ -78,47 +69,35 @@ class HfRunner:
         on_gpu = next(backbone.parameters()).device.type == "cuda"
         self.dim = int(config.hidden_size)
         self.search = batch_tokens is None and on_gpu
-        self.batch_tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
+        self.budget = Budget(
+            batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS), max_padding=MAX_PADDING
+        )
         self.forward = Forward(backbone, options, facts.n_layers, pad_id)
 
     def run(self, items: list[Item]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        items = sorted(items, key=lambda item: -item[1].n_tokens)
-        lengths = [sequence.n_tokens for _, sequence in items]
-        start = 0
-        while start < len(items):
-            end = batch_end(lengths, start, self.batch_tokens)
-            try:
-                values = self.forward([sequence for _, sequence in items[start:end]])
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                values = None
-            if values is None:  # outside the except block: the traceback would keep the failed batch in memory
-                self._back_off(lengths[start:end])
-                continue
-            yield [row for row, _ in items[start:end]], values
-            start = end
-            if self.search:
-                self._grow()
+        sequences = [sequence for _, sequence in items]
+        lengths = [sequence.n_tokens for sequence in sequences]
 
-    def _back_off(self, lengths: list[int]) -> None:
-        if len(lengths) == 1:
-            raise UserError(
-                f"one row of {lengths[0]} tokens does not fit in memory; lower --max_length, or choose a smaller "
+        def too_long(place: int) -> str:
+            return (
+                f"one row of {lengths[place]} tokens does not fit in memory; lower --max_length, or choose a smaller "
                 "--torch_dtype"
             )
-        self.search = False
-        self.batch_tokens = max(lengths[0], lengths[0] * len(lengths) // 2)
-        log(f"out of memory with {len(lengths)} rows of up to {lengths[0]} tokens; now {self.batch_tokens} a batch")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+        for places, values in self.budget.run(
+            lengths, lambda places: self.forward([sequences[i] for i in places]), too_long
+        ):
+            yield [items[i][0] for i in places], values
+            if self.search:
+                self._grow()
 
     def _grow(self) -> None:
         """Double the budget while twice the largest batch so far would fit into what is free."""
         allocated = torch.cuda.memory_allocated()
         batch_bytes = torch.cuda.max_memory_allocated() - allocated
         free_bytes = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated
-        if 2.2 * batch_bytes < 0.9 * free_bytes and self.batch_tokens < GPU_MAX_BATCH_TOKENS:
-            self.batch_tokens *= 2
+        roomy = 2.2 * batch_bytes < 0.9 * free_bytes and not self.budget.halved
+        if roomy and self.budget.tokens < GPU_MAX_BATCH_TOKENS:
+            self.budget.tokens *= 2
         else:
             self.search = False

@@ -13,7 +13,6 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.similarity.representations import extract as extract_module
 from guardrail.similarity.representations import store as stores
-from guardrail.similarity.representations.batches import token_batches
 from guardrail.similarity.representations.forward import Forward
 from guardrail.similarity.representations.options import ModelFacts, model_facts, resolve_options
 from guardrail.similarity.representations.read import read_representations
@@ -277,7 +276,7 @@ class TestMemory:
         got = {}
         for members, values in runner.run(items):
             got |= dict(zip(members, values["layer2_eos"], strict=True))
-        assert sorted(got) == list(range(len(rows))) and max(sizes) <= 700 and runner.batch_tokens <= 700
+        assert sorted(got) == list(range(len(rows))) and max(sizes) <= 700 and runner.budget.tokens <= 700
         plain = HfRunner(str(tiny_model), options, model_facts(str(tiny_model)), tiny_tokenizer, 10_000)
         for members, values in plain.run(items):
             for row, value in zip(members, values["layer2_eos"], strict=True):
@@ -293,14 +292,6 @@ class TestMemory:
         monkeypatch.setattr(runner, "forward", lambda _: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
         with pytest.raises(RuntimeError, match="shape mismatch"):
             list(runner.run([(0, make_sequence(tiny_tokenizer, rows[0], options))]))
-
-
-def test_token_batches_cover_every_index_once_within_the_budget():
-    lengths = [5, 1, 9, 30, 2, 2, 7, 50, 3]
-    batches = list(token_batches(lengths, 20))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 20
 
 
 def test_shards_do_not_depend_on_batching_or_ranks(extract, rows):
