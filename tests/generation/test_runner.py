@@ -12,8 +12,8 @@ import pytest
 from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
+from guardrail.core.units import clear_units
 from guardrail.generation import Request, SamplingOptions, generate_resumable, make_backend
-from guardrail.generation.runner import clear_parts
 
 # argv: model, folder, output, units after which the process kills itself (0: never)
 WORKER = """
@@ -89,10 +89,10 @@ def test_finished_work_is_read_back_and_other_options_are_not(tiny_model, tmp_pa
     changed = [Request("r0", 0, [0, 99]), *requests[1:]]
     generate_resumable(backend, changed, options, tmp_path, "key")
     assert len(calls) == 4
-    clear_parts(tmp_path, "key")
+    clear_units(tmp_path, "key")
     generate_resumable(backend, requests, options, tmp_path, "another model")
     assert len(calls) == 4, "a run beside it keeps its units"
-    clear_parts(tmp_path, "another model")
+    clear_units(tmp_path, "another model")
     assert list(tmp_path.iterdir()) == []
 
 

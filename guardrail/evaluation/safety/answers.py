@@ -18,6 +18,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, write_json
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import broadcast, is_main, process_group, world_size
+from guardrail.core.units import clear_units
 from guardrail.data.benches import BenchRows, load_bench, split_name
 from guardrail.data.prompts import apply_eval_template, check_style, encode_prompt, template_module
 from guardrail.generation import (
@@ -29,7 +30,6 @@ from guardrail.generation import (
     generate_resumable,
     row_seed,
 )
-from guardrail.generation.runner import clear_parts
 from guardrail.models.checkpoints import hash_checkpoint
 
 RESULTS = "results.json"
@@ -215,7 +215,7 @@ def evaluate_safety(config: SafetyConfig) -> dict[str, Any] | None:
         }
         _keep_previous(config.results_file(), key)
         write_json(config.results_file(), document)
-        clear_parts(config.folder(), key)
+        clear_units(config.folder(), key)
         return _headline(config, document, reused=False)
 
 

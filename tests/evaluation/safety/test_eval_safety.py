@@ -66,7 +66,7 @@ def test_rows_ids_and_provenance(flags, tmp_path):
         assert row["category"] == "stones"
     assert run["data"]["n_rows"] == 4 and run["data"]["source"] == "prompts.jsonl"
     assert run["config"]["temperature"] == 0.9 and run["config"]["top_p"] == 0.6 and run["config"]["top_k"] == 50
-    assert not (tmp_path / "out" / ".parts").exists()
+    assert not (tmp_path / "out" / ".units").exists()
 
 
 def test_prompts_are_the_ones_training_would_use(tiny_model, flags, tmp_path):
