@@ -1,0 +1,1 @@
+"""Loading and checking checkpoints and tokenizers; memory."""
