@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from guardrail.models.checkpoints import resolve_checkpoint
-from guardrail.core.ranks import local_rank
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.ranks import local_rank
+from guardrail.models.checkpoints import resolve_checkpoint
 
 if TYPE_CHECKING:
     import torch
