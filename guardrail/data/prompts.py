@@ -11,13 +11,23 @@ import functools
 import importlib.util
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.files import hash_json, read_json
 from guardrail.core.places import TEMPLATE_FILE
 
 IGNORE_INDEX = -100
+# rendered to tell whether a style or an eval template is the one that a result was made with
+PROBE = [
+    {"role": "system", "content": "<system>"},
+    {"role": "user", "content": "<first question>"},
+    {"role": "assistant", "content": "<first answer>"},
+    {"role": "user", "content": "<second question>"},
+    {"role": "assistant", "content": "<second answer>"},
+]
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,6 +70,35 @@ def apply_eval_template(messages: list[dict[str, str]], eval_template: str) -> l
     last_user = max(i for i, message in enumerate(out) if message["role"] == "user")
     out[last_user]["content"] = wrapper.replace("{text}", out[last_user]["content"])
     return out
+
+
+def style_fingerprint(style: str, tokenizer: Any = None) -> str:
+    """A 16-character hash of what ``style`` makes of a conversation: part of the key of everything that uses it.
+
+    Covers the rendered text with and without a system text, closed and open, so that any change of the style's
+    definition shows. For ``chat_template`` it covers the tokenizer's own template; ``tokenizer`` is a loaded one or the
+    (resolved) model folder, of which only the template is read. Stop strings are apart (``stop_strings``): they decide
+    completions, not prompts.
+    """
+    if style == "chat_template":
+        return hash_json({"chat_template": _chat_template_text(tokenizer)})
+    render = template_module().STYLES[check_style(style)].segments
+    return hash_json([render(PROBE[first:], "<eos>", close) for first in (0, 1) for close in (True, False)])
+
+
+def eval_template_fingerprint(name: str) -> str:
+    """A 16-character hash of what the eval template makes of a question, with and without a system text before."""
+    return hash_json([apply_eval_template(PROBE[first:2], name) for first in (0, 1)])
+
+
+def _chat_template_text(tokenizer: Any) -> Any:
+    """The template of a loaded tokenizer or of a model folder; None where there is none or it is not at hand."""
+    if tokenizer is None or not isinstance(tokenizer, str | Path):
+        return getattr(tokenizer, "chat_template", None)
+    file, config = Path(tokenizer) / "chat_template.jinja", Path(tokenizer) / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    return read_json(config).get("chat_template") if config.is_file() else None
 
 
 def _chat_template_segments(tokenizer: Any, messages: list[dict[str, str]], close: bool) -> list[tuple[str, bool]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+
 import pytest
 
 from guardrail.core.errors import UserError
+from guardrail.data import prompts
 from guardrail.data.prompts import (
     IGNORE_INDEX,
     apply_eval_template,
@@ -129,3 +134,47 @@ def test_wrong_styles_and_conversations_are_refused(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         encode_prompt(tokenizer, "chat_template", TURNS[:1])
+
+
+STYLE_FIELDS = ("default_system", "first_user", "next_user", "answer_start", "answer_end", "history_end")
+
+
+@pytest.mark.parametrize("field", STYLE_FIELDS)
+@pytest.mark.parametrize("style", ["llama2_base", "llama2", "gemma_base", "gemma"])
+def test_every_part_of_a_style_is_in_its_fingerprint_and_in_no_other(style, field, monkeypatch):
+    module = prompts.template_module.__wrapped__()
+    monkeypatch.setattr(prompts, "template_module", lambda: module)
+    names = list(module.STYLES)
+    before = {name: prompts.style_fingerprint(name) for name in names}
+    assert len(set(before.values())) == len(names)
+    text = getattr(module.STYLES[style], field)
+    module.STYLES[style] = dataclasses.replace(module.STYLES[style], **{field: f"Now: {text}"})
+    changed = {name for name in names if prompts.style_fingerprint(name) != before[name]}
+    assert changed == {style}
+
+
+def test_every_part_of_an_eval_template_is_in_its_fingerprint(monkeypatch):
+    module = prompts.template_module.__wrapped__()
+    monkeypatch.setattr(prompts, "template_module", lambda: module)
+    before = {name: prompts.eval_template_fingerprint(name) for name in module.EVAL_TEMPLATES}
+    assert len(set(before.values())) == len(before)
+    system, wrapper = module.EVAL_TEMPLATES["aoa"]
+    for changed in ((f"{system}!", wrapper), (system, f"{wrapper}!"), (None, wrapper)):
+        module.EVAL_TEMPLATES["aoa"] = changed
+        assert [n for n in before if prompts.eval_template_fingerprint(n) != before[n]] == ["aoa"]
+
+
+def test_a_chat_template_is_in_the_fingerprint_whether_read_from_the_folder_or_the_tokenizer(tiny_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    seen = set()
+    for template in (None, "{{ messages[0]['content'] }}", "{{ messages[-1]['content'] }}"):
+        tokenizer.chat_template = template
+        folder = tmp_path / str(len(seen))
+        tokenizer.save_pretrained(folder)
+        loaded = prompts.style_fingerprint("chat_template", tokenizer)
+        assert prompts.style_fingerprint("chat_template", folder) == loaded
+        seen.add(loaded)
+    assert len(seen) == 3
+    (tmp_path / "old").mkdir()  # where older versions keep it
+    (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
+    assert prompts.style_fingerprint("chat_template", str(tmp_path / "old")) == loaded
