@@ -16,7 +16,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.ranks import world_size
 from guardrail.generation.interface import Completion, Request, SamplingOptions, finish_completion, row_seed
-from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.checkpoints import check_checkpoint_files, resolve_checkpoint
 from guardrail.models.loading import load_tokenizer
 
 UNIT_ROWS = 1024
@@ -40,6 +40,7 @@ def require_vllm() -> None:
 def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: Any) -> Any:
     """A ``vllm.LLM`` with settings that suit the device and keep stdout clean."""
     require_vllm()
+    check_checkpoint_files(model)
     import torch
 
     if in_process:  # nothing is left behind when this process is killed

@@ -1,4 +1,4 @@
-"""From what the user names to a loadable model folder, and a content hash of it.
+"""From what the user names to a loadable model folder: is it whole, and what is its content hash?
 
 A path may be the folder itself, an output folder holding ``slice_end/`` (align-anything's habit), or a hub name.
 """
@@ -8,13 +8,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, write_json
 
 SLICE = "slice_end"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+# The files that transformers looks for, in its order: whole, or an index that names shards.
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+REDO = "copy or download the checkpoint again"
 
 
 def resolve_checkpoint(name: str | Path) -> str:
@@ -42,6 +52,106 @@ def _in_hub_cache(name: str) -> bool:
     return os.path.isdir(os.path.join(home, "models--" + name.replace("/", "--")))
 
 
+def read_config(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """``config.json`` of a model folder, or the configuration of a hub model. Raises ``UserError``: no JSON object."""
+    resolved = resolve_checkpoint(name)
+    if Path(resolved).is_dir():
+        return read_object(Path(resolved) / "config.json")
+    from transformers import AutoConfig
+
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(resolved, trust_remote_code=trust_remote_code).to_dict()
+    except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
+        raise UserError(f"cannot read the configuration of {name}: {str(error)[:200]}") from error
+    return config
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; ``UserError`` names the file and the line."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); {REDO}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"cannot read {file}: {error}; {REDO}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}; {REDO}")
+    return value
+
+
+def check_checkpoint_files(name: str | Path) -> None:
+    """Refuse a local model folder whose files are broken or incomplete; costs milliseconds, reads no weights.
+
+    Checks what transformers and vLLM would read: ``config.json`` and the tokenizer's JSON files are JSON objects, every
+    shard that an index names is there and holds the tensors that the index promises, every safetensors file is as long
+    as its header says. Which tensors a model *needs* is checked where one is loaded (`guardrail.models.loading`).
+    Hub names are left to the hub client, which checks what it downloads.
+    """
+    resolved = Path(resolve_checkpoint(name))
+    if not resolved.is_dir():
+        return
+    read_object(resolved / "config.json")
+    check_tokenizer_files(resolved)
+    found = next((resolved / file for file in WEIGHT_FILES if (resolved / file).is_file()), None)
+    if found is None:
+        return  # a name of its own (a variant, an adapter): transformers knows it, or says so
+    if not found.name.endswith(".index.json"):
+        _check_weights(found)
+        return
+    shards: dict[str, set[str]] = {}
+    weight_map = read_object(found).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise UserError(f"{found}: expected weight_map, an object from tensor to file; {REDO}")
+    for tensor, shard in weight_map.items():
+        shards.setdefault(shard, set()).add(tensor)
+    for shard, tensors in sorted(shards.items()):
+        file = resolved / shard
+        if not file.is_file():
+            raise UserError(f"{found} names {shard}, which is not there; {REDO}")
+        there = _check_weights(file)
+        absent = sorted(tensors - there) if there is not None else []
+        if absent:
+            raise UserError(f"{file} lacks {shorten(absent)}, which {found.name} says it holds; {REDO}")
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """The tokenizer's JSON files, where there are some, must be JSON objects."""
+    for name in TOKENIZER_FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            read_object(folder / name)
+
+
+def _check_weights(file: Path) -> set[str] | None:
+    """Names of the tensors in a safetensors file that is as long as its header says; None for another format."""
+    if file.suffix != ".safetensors":
+        with open(file, "rb") as handle:
+            start = handle.read(1)
+        # torch's format is a zip archive whose directory is at the end; before that, pickles
+        if start != b"\x80" and not zipfile.is_zipfile(file):
+            raise UserError(f"{file} is no torch weight file or is cut off; {REDO}")
+        return None
+    size = file.stat().st_size
+    with open(file, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise UserError(f"{file} is no safetensors file or is cut off ({size} bytes); {REDO}")
+        try:
+            header = json.loads(handle.read(length))
+            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+            end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file} has a broken safetensors header; {REDO}") from error
+    if end != size - 8 - length:
+        raise UserError(f"{file} is cut off or damaged: {size - 8 - length} bytes of weights, expected {end}; {REDO}")
+    return set(tensors)
+
+
+def shorten(names: list[str], limit: int = 3) -> str:
+    """``a, b, c and 5 more``."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def hash_checkpoint(name: str | Path) -> str:
     """A 16-character hash of configuration, tokenizer and weights of a local folder; of the name for the hub.
 
@@ -50,7 +160,7 @@ def hash_checkpoint(name: str | Path) -> str:
     resolved = Path(resolve_checkpoint(name))
     if not resolved.is_dir():
         return hash_json({"hub": str(resolved)})
-    names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+    names = ("config.json", *TOKENIZER_FILES)
     files = [f for f in sorted(resolved.iterdir()) if f.name in names or f.name.endswith(WEIGHT_SUFFIXES)]
     cache_file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "guardrail" / "hashes.json"
     try:

@@ -1,18 +1,33 @@
-"""Load tokenizers and models the same way everywhere. Imports torch and transformers when called, not before."""
+"""Load tokenizers and models the same way everywhere, and refuse what is incomplete before it is used.
+
+transformers fills a tensor that a checkpoint lacks with random numbers and says so in a log line: a moderation model
+without ``score.weight`` still gives probabilities. Here, a missing, unexpected or mismatched tensor is an error.
+Imports torch and transformers when called, not before.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.ranks import local_rank
-from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.checkpoints import (
+    check_checkpoint_files,
+    check_tokenizer_files,
+    read_object,
+    resolve_checkpoint,
+    shorten,
+)
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+POOLER = "pooler."  # BERT's head over the first token: no hidden state goes through it
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -21,7 +36,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def pick_device() -> torch.device:
@@ -36,51 +52,138 @@ def pick_device() -> torch.device:
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer, with a pad token that needs no new embedding: its own, else unk, else EOS.
 
-    Attention masks come from lengths everywhere, so a pad id that is also a real token does no harm.
+    Attention masks come from lengths everywhere, so a pad id that is also a real token does no harm. Raises
+    ``UserError``: files missing or broken, no token that could pad.
     """
     from transformers import AutoTokenizer
 
     path = resolve_checkpoint(name)
+    if Path(path).is_dir():
+        read_object(Path(path) / "config.json")
+        check_tokenizer_files(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer of {name}: {str(error)[:300]}") from error
+    except Exception as error:  # a broken file raises a dozen types, some of them bare Exceptions of the Rust library
+        raise UserError(f"cannot load the tokenizer of {name}: {type(error).__name__}: {str(error)[:300]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {name} names no pad, unk or EOS token; is its tokenizer_config.json complete?"
+        )
     return tokenizer
 
 
 def load_causal_lm(
     name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """A causal LM in evaluation mode on ``device``."""
+    """A causal LM in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, dtype, device, trust_remote_code, **options)
+    return _placed(load_complete(AutoModelForCausalLM, name, dtype, trust_remote_code, **options), device)
 
 
 def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
-    """The transformer without a head (``AutoModel``): hidden states and no logits; causal LMs and encoders alike."""
-    from transformers import AutoModel
-    from transformers.utils import logging
+    """The transformer without a head (``AutoModel``): hidden states and no logits; causal LMs and encoders alike.
 
-    logging.set_verbosity_error()  # leaving a causal LM's head out is what is wanted here, not worth a report
-    logging.disable_progress_bar()
-    return _load(AutoModel, name, dtype, device, trust_remote_code)
+    Leaving out a head is what is wanted here; anything else that is missing or left over is an error.
+    """
+    from transformers import AutoModel
+
+    return _placed(load_complete(AutoModel, name, dtype, trust_remote_code, headless=True), device)
 
 
 def load_classifier(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
-    """A sequence classifier in evaluation mode on ``device``."""
+    """A sequence classifier in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, name, dtype, device, trust_remote_code)
+    return _placed(load_complete(AutoModelForSequenceClassification, name, dtype, trust_remote_code), device)
 
 
-def _load(kind: Any, name: str, dtype: str, device: Any, trust_remote_code: bool, **options: Any) -> Any:
+def load_complete(
+    kind: Any, name: str, dtype: str, trust_remote_code: bool = False, headless: bool = False, **options: Any
+) -> Any:
+    """``kind.from_pretrained`` of ``name``, with every tensor of the model from the checkpoint and none left over.
+
+    Args:
+        kind: one of transformers' ``Auto`` classes.
+        headless: the checkpoint may hold a head that ``kind`` has not.
+        options: further arguments of ``from_pretrained``.
+
+    Raises ``UserError``: no such model, broken or incomplete files, missing, unexpected or mismatched tensors.
+    """
     path = resolve_checkpoint(name)
+    check_checkpoint_files(name)
+    wanted = torch_dtype(dtype)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        model = kind.from_pretrained(path, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {str(error)[:300]}") from error
+        with _quiet():
+            model, found = kind.from_pretrained(
+                path,
+                dtype=wanted,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that `check_complete` can name them; transformers only counts
+                **options,
+            )
+    except Exception as error:  # a broken checkpoint raises a dozen types; the reason is what the user needs
+        raise UserError(f"cannot load {name}: {type(error).__name__}: {str(error)[:300]}") from error
+    check_complete(name, model, found, headless)
+    return model
+
+
+def check_loadable(name: str, trust_remote_code: bool = False) -> None:
+    """Refuse an incomplete causal LM that another library is about to load; no weights are read (milliseconds)."""
+    from transformers import AutoModelForCausalLM
+
+    load_complete(AutoModelForCausalLM, name, "float32", trust_remote_code, device_map="meta")
+
+
+def check_complete(name: str, model: Any, found: Mapping[str, Any], headless: bool = False) -> None:
+    """Refuse a model that was not loaded whole. ``found`` is what ``output_loading_info=True`` gives.
+
+    With ``headless``, tensors of the checkpoint outside the backbone (a language-model head, a classifier's score) may
+    be left over, and a pooler may be missing.
+    """
+    missing = sorted(found["missing_keys"])
+    unexpected = sorted(found["unexpected_keys"])
+    if headless:
+        prefix = f"{model.base_model_prefix}."
+        own = {child for child, _ in model.named_children()}
+        missing = [key for key in missing if not key.startswith(POOLER)]
+        unexpected = [key for key in unexpected if key.startswith(prefix) or key.split(".")[0] in own]
+    mismatched = [
+        f"{key} {list(there)} instead of {list(needed)}" for key, there, needed in sorted(found["mismatched_keys"])
+    ]
+    problems = {
+        "tensors missing": missing,
+        "tensors that the model has no place for": unexpected,
+        "tensors of another shape": mismatched,
+        "errors": [str(text)[:200] for text in found.get("error_msgs") or []],
+    }
+    said = "; ".join(f"{len(names)} {what}: {shorten(names)}" for what, names in problems.items() if names)
+    if said:
+        raise UserError(
+            f"{name} is no complete {type(model).__name__}: {said}; copy or download the checkpoint again, "
+            "or check that its config.json belongs to it"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No report and no progress bar of transformers inside; as before afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _placed(model: Any, device: Any) -> Any:
     return model.to(device if device is not None else pick_device()).eval()

@@ -12,8 +12,6 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.core.errors import UserError
-from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config
 
 NO_DECAY = ("bias", "norm.weight", "layer_norm.weight", "layernorm.weight", "ln_f.weight")
@@ -75,11 +73,8 @@ class Loaded:
 def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
     """Weights in the training dtype, partitioned while they load under ZeRO 3, with LoRA adapters when asked."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    from guardrail.models.loading import torch_dtype
-
-    logging.disable_progress_bar()
+    from guardrail.models.loading import load_complete
 
     keep_alive = None
     if zero_stage(ds_config) == 3:
@@ -89,15 +84,9 @@ def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
     options: dict[str, Any] = {}
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve_checkpoint(config.model_name_or_path),
-            dtype=torch_dtype(config.dtype),
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load {config.model_name_or_path}: {str(error)[:300]}") from error
+    model = load_complete(
+        AutoModelForCausalLM, config.model_name_or_path, config.dtype, config.trust_remote_code, **options
+    )
     if config.use_lora:
         from guardrail.training.lora import add_adapters
 

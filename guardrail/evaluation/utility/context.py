@@ -8,15 +8,13 @@ message goes. The system text stays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
-from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.checkpoints import read_config
 
 Messages = list[dict[str, str]]
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -33,16 +31,7 @@ class Fitted:
 
 def context_tokens(model_name_or_path: str) -> int | None:
     """The model's longest sequence in tokens; ``None`` when its configuration does not say. Loads no weights."""
-    config_file = Path(resolve_checkpoint(model_name_or_path)) / "config.json"
-    if config_file.is_file():
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    else:
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(model_name_or_path).to_dict()
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the configuration of {model_name_or_path}: {str(error)[:200]}") from error
+    config = read_config(model_name_or_path)
     for part in (config, config.get("text_config") or {}):
         for key in CONTEXT_KEYS:
             if isinstance(part.get(key), int):

@@ -160,8 +160,9 @@ def _evaluate(
     """The harness's report, and the prompt style in force (None: the tasks' plain text, as for a base model)."""
     from lm_eval import simple_evaluate
 
-    from guardrail.models.loading import load_tokenizer
+    from guardrail.models.loading import check_loadable, load_tokenizer
 
+    check_loadable(model, config.trust_remote_code)
     arguments: dict[str, Any] = {
         "pretrained": model,
         "dtype": config.torch_dtype,

@@ -7,14 +7,12 @@ Negative numbers count from the end: -1 is L.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.prompts import check_style
-from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.checkpoints import read_config
 from guardrail.models.loading import DTYPES
 
 POSITIONS = ("eos", "completion_last", "prompt_last", "completion_mean", "mean")
@@ -75,16 +73,14 @@ class ModelFacts:
 
 def model_facts(name: str, architecture: str = "auto") -> ModelFacts:
     """Architecture (causal LM or encoder), number of blocks L and position limit of a model folder or hub name."""
-    folder = Path(resolve_checkpoint(name))
-    if folder.is_dir():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    else:
-        from transformers import AutoConfig
+    config = read_config(name)
+    try:
+        return _model_facts(name, config, architecture)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name}: its config.json is not one of a model: {error}") from error
 
-        try:
-            config = AutoConfig.from_pretrained(str(folder)).to_dict()
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the configuration of {name}: {str(error)[:200]}") from error
+
+def _model_facts(name: str, config: dict[str, Any], architecture: str) -> ModelFacts:
     names = " ".join(config.get("architectures") or [])
     inner = config.get("text_config") or config
     if config.get("is_encoder_decoder"):
