@@ -4,12 +4,16 @@
         Client(server.base_url).chat("judge", [...])
 
 ``script(payload, n)`` gets the request's JSON and its number (from 0) and returns the answer text, or one of
-``Status(429)``, ``Status(500)``, ``Silence()`` (accepts and never answers), ``Raw(b"...")`` (no JSON).
+``Status(429)``, ``Status(500)``, ``Silence()`` (accepts and never answers), ``Raw(b"...")`` (no JSON), ``Cut(200)`` (a
+body shorter than announced), ``Stall(200)`` (a body that stops coming), ``Drip()`` (a byte at a time), ``Reset()``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,11 +35,41 @@ class Silence:
 @dataclass(frozen=True)
 class Raw:
     body: bytes
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Headers that announce more than comes before the connection is closed."""
+
+    code: int = 200
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Headers and the beginning of a body, and then nothing more."""
+
+    code: int = 200
+
+
+@dataclass(frozen=True)
+class Drip:
+    """A body that comes a byte at a time, for ever."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The connection is reset without an answer."""
 
 
 class ScriptedServer:
-    def __init__(self, script: Callable[[dict[str, Any], int], Any], models: tuple[str, ...] = ("judge",)) -> None:
+    """``models`` is what ``/models`` lists: names, or bytes that are sent as they are."""
+
+    def __init__(
+        self, script: Callable[[dict[str, Any], int], Any], models: tuple[str, ...] | bytes = ("judge",)
+    ) -> None:
         self.script = script
+        self.models = models
         self.requests: list[dict[str, Any]] = []
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -53,8 +87,10 @@ class ScriptedServer:
                 self.wfile.write(body)
 
             def do_GET(self) -> None:
-                listed = {"data": [{"id": name} for name in models]}
-                self.send(200, json.dumps(listed).encode())
+                if isinstance(outer.models, bytes):
+                    self.send(200, outer.models)
+                else:
+                    self.send(200, json.dumps({"data": [{"id": name} for name in outer.models]}).encode())
 
             def do_POST(self) -> None:
                 payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -67,7 +103,22 @@ class ScriptedServer:
                 elif isinstance(answer, Status):
                     self.send(answer.code, b'{"error": "as scripted"}', answer.headers)
                 elif isinstance(answer, Raw):
-                    self.send(200, answer.body)
+                    self.send(200, answer.body, {"Content-Type": answer.content_type})
+                elif isinstance(answer, Cut):
+                    self.send(answer.code, b'{"choices": [', {"Content-Length": "4000"})
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                elif isinstance(answer, Stall):
+                    self.send(answer.code, b'{"choices": [', {"Content-Length": "4000"})
+                    outer.closing.wait(30)
+                elif isinstance(answer, Drip):
+                    self.send(200, b"{", {"Content-Length": "4000"})
+                    with contextlib.suppress(OSError):
+                        while not outer.closing.wait(0.02):
+                            self.wfile.write(b" ")
+                            self.wfile.flush()
+                elif isinstance(answer, Reset):
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
                 else:
                     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
                     if self.path.endswith("chat/completions"):
@@ -76,7 +127,11 @@ class ScriptedServer:
                         choice["text"] = answer
                     self.send(200, json.dumps({"choices": [choice]}).encode())
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """A client that has gone away, or a connection that the script reset, is no news."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

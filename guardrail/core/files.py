@@ -89,6 +89,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON (line {line}): {error}") from error
 
 
+def readable(text: str) -> str:
+    """``text`` with lone surrogates replaced: no file, tokenizer or server takes those."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def hash_json(value: Any) -> str:
     """A stable 16-character hash of any JSON-able value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)

@@ -27,12 +27,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.files import readable
 
 OPENAI_URL = "https://api.openai.com/v1"
 RETRY_STATUS = (408, 409, 429)
 MAX_WAIT_SEC = 30.0
 FIRST_WAIT_SEC = 0.5
 MAX_REPLY_BYTES = 64 << 20
+# ValueError: a body in chunks whose sizes are no numbers, a header that cannot be read
+TRANSPORT_FAILURES = (urllib.error.URLError, OSError, http.client.HTTPException, ValueError)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -55,26 +58,58 @@ class Reply:
         if self.error is not None:
             return ""
         choice = self.body["choices"][0]
-        return (choice["message"]["content"] if "message" in choice else choice["text"]) or ""
+        return readable((choice["message"]["content"] if "message" in choice else choice["text"]) or "")
 
     @property
     def finish_reason(self) -> str | None:
         return None if self.error is not None else self.body["choices"][0].get("finish_reason")
 
 
+def api_key() -> str | None:
+    """OPENAI_API_KEY without blanks around it; ``UserError`` when it cannot be sent."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
+    return key or None
+
+
 def resolve_base_url(base_url: str | None) -> str:
     """``base_url``, else OPENAI_BASE_URL, else the public service where OPENAI_API_KEY is set; without final slash.
 
-    Raises ``UserError`` when none of them is there or the URL is not http(s).
+    Raises ``UserError`` when none of them is there or the URL is no plain http(s) address. A name, password or query
+    in it is refused (and not repeated): the URL is recorded with the results, and a key goes into OPENAI_API_KEY.
     """
-    url = base_url or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if os.environ.get("OPENAI_API_KEY") else None)
+    url = base_url or os.environ.get("OPENAI_BASE_URL") or (OPENAI_URL if api_key() else None)
     if url is None:
         raise UserError(
             "no server: give its base URL (such as http://127.0.0.1:8000/v1), or set OPENAI_BASE_URL or OPENAI_API_KEY"
         )
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.username is not None or parts.query or parts.fragment:
+            raise UserError(
+                "the server's URL holds a name, password or query; give the plain address, such as "
+                "http://127.0.0.1:8000/v1, and the key in OPENAI_API_KEY"
+            )
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+        plain = (
+            parts.scheme in ("http", "https") and host and (parts.port or 1) and url.isprintable() and " " not in url
+        )
+    except ValueError:  # a port that is no number, a host that is no name
+        plain = False
+    if not plain:
         raise UserError(f"{url!r} is no server URL; expected something like http://127.0.0.1:8000/v1")
     return url.rstrip("/")
+
+
+def server_identity(base_url: str | None) -> str:
+    """What stands for the server in the key of a result: scheme, host, port and path in one spelling, no secrets.
+
+    Raises ``UserError`` like `resolve_base_url`.
+    """
+    parts = urllib.parse.urlsplit(resolve_base_url(base_url))
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
 
 
 class Client:
@@ -91,9 +126,16 @@ class Client:
     def models(self) -> list[str]:
         """The names that the server lists. Raises ``UserError`` when it does not answer."""
         reply = self.request("models", None)
-        if reply.error is not None or not isinstance(reply.body, dict):
+        if reply.error is not None:
             raise UserError(f"the server at {self.base_url} does not list its models: {reply.error} {reply.detail}")
-        return [str(model.get("id")) for model in reply.body.get("data", [])]
+        try:
+            return [readable(str(model["id"])) for model in reply.body["data"]]
+        except (KeyError, TypeError) as error:
+            found = _short(json.dumps(reply.body))
+            raise UserError(
+                f"the server at {self.base_url} does not list its models: expected {{'data': [{{'id': ...}}]}}, "
+                f"got {found}"
+            ) from error
 
     def check_model(self, name: str | None) -> str:
         """``name`` when the server has it; the only model when ``name`` is None. ``UserError`` otherwise."""
@@ -130,7 +172,7 @@ class Client:
     def _once(self, path: str, payload: dict[str, Any] | None, attempt: int) -> tuple[Reply, float | None, bool]:
         """``(reply, seconds the server asks to wait, worth another try)``."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
+        if key := api_key():
             headers["Authorization"] = f"Bearer {key}"
         data = None if payload is None else json.dumps(payload).encode("utf-8")
         request = urllib.request.Request(f"{self.base_url}/{path}", data, headers)
@@ -139,19 +181,18 @@ class Client:
             with self._opener.open(request, timeout=self.timeout_sec) as response:
                 raw = _read_until(response, deadline)
         except urllib.error.HTTPError as error:
-            with error:
-                detail = error.read(2000).decode("utf-8", "replace") if error.fp is not None else ""
+            detail = _error_detail(error, deadline)
             again = error.code in RETRY_STATUS or error.code >= 500
-            return Reply(None, f"http_{error.code}", _short(detail), attempt), _retry_after(error.headers), again
+            return Reply(None, f"http_{error.code}", detail, attempt), _retry_after(error.headers), again
         except TimeoutError:
             return Reply(None, "timeout", f"no answer within {self.timeout_sec:g} s", attempt), None, True
-        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+        except TRANSPORT_FAILURES as error:
             reason = getattr(error, "reason", error)
             kind = "timeout" if isinstance(reason, TimeoutError) else "connection"
             return Reply(None, kind, _short(str(reason)), attempt), None, True
         try:
             return Reply(json.loads(raw), None, "", attempt), None, False
-        except ValueError:
+        except (ValueError, RecursionError):
             return Reply(None, "malformed", _short(raw.decode("utf-8", "replace")), attempt), None, True
 
 
@@ -200,6 +241,15 @@ def _with_choice(reply: Reply) -> Reply:
     return reply
 
 
+def _error_detail(error: urllib.error.HTTPError, deadline: float) -> str:
+    """The server's words behind an HTTP error; what cannot be read of them does not matter."""
+    try:
+        with error:
+            return _short(_read_until(error, deadline).decode("utf-8", "replace"))
+    except TRANSPORT_FAILURES as failure:
+        return _short(f"(its text could not be read: {failure or type(failure).__name__})")
+
+
 def _read_until(response: Any, deadline: float) -> bytes:
     """The whole body; ``TimeoutError`` once ``deadline`` has passed, however slowly the bytes drip."""
     parts: list[bytes] = []
@@ -224,6 +274,6 @@ def _retry_after(headers: Any) -> float | None:
 
 def _short(text: str, limit: int = 200) -> str:
     """One shortened line without the key, should a server repeat it."""
-    if key := os.environ.get("OPENAI_API_KEY"):
+    if key := api_key():
         text = text.replace(key, "[key]")
-    return " ".join(text.split())[:limit]
+    return " ".join(readable(text).split())[:limit]

@@ -33,13 +33,16 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson_interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    return _wilson(successes / n, n, confidence)
+
+
+def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
     z = normal_quantile(0.5 + confidence / 2)
-    share = successes / n
     denominator = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / denominator
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / denominator
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
+    low = 0.0 if share == 0 else max(0.0, min(share, centre - half))
+    high = 1.0 if share == 1 else min(1.0, max(share, centre + half))
     return low, high
 
 
@@ -134,6 +137,36 @@ def bootstrap_mean(
         raise ValueError("bootstrap_mean needs at least one value")
     sums, counts = cluster_means(values, range(len(values)) if clusters is None else clusters)
     return bootstrap_ratio(sums, counts, confidence, n_resamples, seed)
+
+
+FEW_PROMPTS = 6  # a variance between clusters that comes from fewer of them than this is not believed
+
+
+def clustered_interval(
+    hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval for the share of ``hits`` when answers come in ``clusters`` (all samples of one prompt).
+
+    Wilson's score interval at the effective sample size p (1 - p) / v (Kish 1965; Korn and Graubard 1998), v the
+    variance of the ratio between clusters, with their correction for the degrees of freedom of v. It lies between
+    1 and the number of answers. Near 0 and 1, where fewer than `FEW_PROMPTS` clusters have a hit (or a miss), v says
+    little and the number of clusters is the effective size: samples of one prompt then count as one answer. Never of
+    zero width; holds the share. With one answer per cluster this is close to ``wilson_interval``.
+    """
+    sums, counts = cluster_means([float(hit) for hit in hits], clusters)
+    if not len(sums):
+        raise ValueError("clustered_interval needs at least one answer")
+    n, K = float(counts.sum()), len(sums)
+    share = float(sums.sum() / n)
+    size = float(K)
+    if min((sums > 0).sum(), (sums < counts).sum()) >= FEW_PROMPTS:
+        from scipy import stats
+
+        variance = K / (K - 1) * float(((sums - share * counts) ** 2).sum()) / n**2
+        tail = 0.5 + confidence / 2
+        correction = (normal_quantile(tail) / float(stats.t.ppf(tail, K - 1))) ** 2
+        size = n if variance == 0 else min(n, max(1.0, share * (1 - share) / variance * correction))
+    return _wilson(share, size, confidence)
 
 
 def bootstrap_ratio(

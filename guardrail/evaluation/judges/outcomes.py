@@ -25,7 +25,7 @@ from typing import Any
 from guardrail.data.refusals import is_refusal
 from guardrail.evaluation.judges.answers import Answer
 from guardrail.evaluation.judges.coherence import Coherence, judge_coherence
-from guardrail.statistics.rates import bootstrap_mean, wilson_interval
+from guardrail.statistics.rates import clustered_interval, wilson_interval
 
 OUTCOMES = ("refusal", "harmful", "safe", "incoherent", "empty")
 Judgement = dict[str, Any]
@@ -83,7 +83,7 @@ def percent(share: float) -> float:
 def rate(judgements: Sequence[Judgement], test: Callable[[Judgement], bool]) -> dict[str, Any]:
     """``{percent, interval_percent, n, count, interval_method}`` of the rows that pass ``test``.
 
-    95% interval: Wilson where every prompt has one sample, bootstrap over prompts where it has more.
+    95% interval: Wilson's; where a prompt has several samples, at the effective sample size (`clustered_interval`).
     """
     n = len(judgements)
     if not n:
@@ -94,9 +94,8 @@ def rate(judgements: Sequence[Judgement], test: Callable[[Judgement], bool]) -> 
         low, high = wilson_interval(count, n)
         method = "wilson"
     else:
-        estimate = bootstrap_mean([float(h) for h in hits], [j["id"] for j in judgements])
-        low, high = max(0.0, estimate.low), min(1.0, estimate.high)
-        method = "bootstrap over prompts"
+        low, high = clustered_interval(hits, [j["id"] for j in judgements])
+        method = "wilson at the effective sample size"
     return {
         "percent": percent(count / n),
         "interval_percent": [percent(low), percent(high)],

@@ -119,10 +119,17 @@ def test_judge_errors_are_shown_and_are_in_no_rate():
 def test_interval_with_samples_is_over_prompts():
     rows = [judgement(f"p{i}", i % 2 == 0, sample=s) for i in range(20) for s in range(5)]
     found = rate(rows, lambda j: j["harmful"])
-    assert found["interval_method"] == "bootstrap over prompts"
+    assert found["interval_method"] == "wilson at the effective sample size"
     naive = wilson_interval(50, 100)
     width = found["interval_percent"][1] - found["interval_percent"][0]
     assert width > 1.5 * 100 * (naive[1] - naive[0])
+
+
+def test_nothing_harmful_among_many_samples_is_not_certainty():
+    """0 of 1,650 answers to 330 prompts: what 0 of 330 says, not [0, 0]."""
+    rows = [judgement(f"p{i}", False, sample=s) for i in range(330) for s in range(5)]
+    low, high = rate(rows, lambda j: j["harmful"])["interval_percent"]
+    assert low == 0 and high == pytest.approx(100 * wilson_interval(0, 330)[1], abs=1e-3)
 
 
 def test_per_category_rates_carry_their_n():
