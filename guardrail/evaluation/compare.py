@@ -82,11 +82,12 @@ def pair(first: dict[str, Any], second: dict[str, Any], metric: str) -> tuple[li
 
 def difference(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> dict[str, Any]:
     """B - A in points with interval, p-value, and what this number of prompts could have shown."""
-    from guardrail.statistics.rates import bootstrap_mean, minimum_detectable_difference, paired_permutation_test
+    from guardrail.statistics.resampling import bootstrap_mean, paired_permutation_test
+    from guardrail.statistics.testing import minimum_detectable_difference
 
     ids = [row["id"] for row in rows]
     deltas = [row["b"] - row["a"] for row in rows]
-    estimate = bootstrap_mean(deltas, ids, n_resamples=n_resamples, seed=seed)
+    estimate = bootstrap_mean(deltas, ids, n_resamples=n_resamples, seed=seed, limits=(-1.0, 1.0))
     n_prompts = len(set(ids))
     discordant = sum(d != 0 for d in deltas) / len(deltas)
     return {
@@ -116,7 +117,7 @@ def compare_documents(
     allow_different_data: bool = False,
 ) -> dict[str, Any]:
     """Compare every judge that judged both sides. Raises ``UserError`` when nothing can be paired."""
-    from guardrail.statistics.rates import holm
+    from guardrail.statistics.testing import holm
 
     judges = [name for name in first if name in second]
     if not judges:

@@ -1,1 +1,1 @@
-"""All inference of the project: rates and agreement, crossed seeds and prompts, regression."""
+"""All inference of the project; nothing else computes an interval or a p-value."""

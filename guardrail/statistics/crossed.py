@@ -8,7 +8,7 @@ ways); degrees of freedom are Satterthwaite's. The shape of an interval comes fr
 2007): seeds and prompts are resampled independently. Left as it is, that bootstrap counts the noise of single
 answers three times and a handful of seeds (R-1)/R times; its spread is therefore rescaled to the analysis of
 variance. Samples of one prompt are averaged and not resampled: prompts already carry their noise.
-`tests/study/test_inference.py` measures the coverage.
+`tests/statistics/test_crossed.py` measures the coverage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.statistics.rates import holm, paired_permutation_test
+from guardrail.statistics.rates import normal_quantile, score_interval, unseen_share
+from guardrail.statistics.resampling import paired_permutation_test
 
 N_RESAMPLES = 4000
+MOST_SEEDS = 100  # no study trains more
 RARE = 15  # fewer expected successes or failures than this: a bootstrap limit is too close
 
 
@@ -54,6 +56,10 @@ class Spread:
             return 2 * smallest
         return 2 * float(optimize.brentq(lambda tail: self.quantile(1 - tail) - statistic, smallest, 0.5))
 
+    def detectable(self, level: float = 0.95, power: float = 0.8) -> float:
+        """The true difference that a study with this spread would call significant with probability ``power``."""
+        return self.standard_error * (self.quantile(0.5 + level / 2) + self.quantile(power))
+
 
 def as_cells(values: np.ndarray) -> np.ndarray:
     """``(R, P)`` or ``(R, P, S)`` as ``(R, P)``; raises ``ValueError`` for NaN or fewer than two prompts."""
@@ -64,27 +70,65 @@ def as_cells(values: np.ndarray) -> np.ndarray:
     return cells
 
 
-def crossed_spread(values: np.ndarray) -> Spread:
-    """Spread of the mean of ``(R, P[, S])`` values over new seeds *and* new prompts (over new prompts when R is 1)."""
-    cells = as_cells(values)
+def mean_squares(cells: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares of seeds, prompts and noise of ``(R, P)`` cells; with one seed the noise is in the prompts'."""
     R, P = cells.shape
-    mean = cells.mean()
-    if np.ptp(cells) == 0:
-        # All equal: no variance seen is not no variance. What other prompts could add is bounded as Wilson bounds a
-        # share of which 0 in P were seen.
-        student = Spread(0.0, 0.0, 1, P).quantile()
-        return Spread(_wilson(0.0, P, student)[1] / student, 0.0, 1, P)
-    prompts = R * cells.mean(axis=0).var(ddof=1)
+    prompts = float(R * cells.mean(axis=0).var(ddof=1))
+    if R == 1:
+        return 0.0, prompts, 0.0
+    residual = cells - cells.mean(axis=1, keepdims=True) - cells.mean(axis=0) + cells.mean()
+    noise = float((residual**2).sum() / ((R - 1) * (P - 1)))
+    return float(P * cells.mean(axis=1).var(ddof=1)), prompts, noise
+
+
+def _spread(seeds: float, prompts: float, noise: float, R: int, P: int) -> Spread:
+    """The spread that R seeds and P prompts with these mean squares have."""
     if R == 1:
         return Spread(float(np.sqrt(prompts / P)), 0.0, R, P)
-    seeds = P * cells.mean(axis=1).var(ddof=1)
-    residual = cells - cells.mean(axis=1, keepdims=True) - cells.mean(axis=0) + mean
-    noise = float((residual**2).sum() / ((R - 1) * (P - 1)))
     total = max(seeds + prompts - noise, seeds, prompts)  # never below what one factor alone gives
+    if total == 0:  # all means are equal by chance, single answers differ
+        return Spread(float(np.sqrt(noise / (R * P))), 0.0, R, P)
     # The seeds' mean square holds noise as well. Their share with it makes intervals too wide where seeds do not
     # differ, their share without it too narrow where they do; the middle covers 93-97% in both cases.
     share = (seeds / (seeds + prompts) + max(seeds - noise, 0.0) / total) / 2
     return Spread(float(np.sqrt(total / (R * P))), float(share), R, P)
+
+
+def crossed_spread(values: np.ndarray) -> Spread:
+    """Spread of the mean of ``(R, P[, S])`` values over new seeds *and* new prompts (over new prompts when R is 1)."""
+    cells = as_cells(values)
+    R, P = cells.shape
+    if np.ptp(cells) == 0:  # no variance seen is not no variance: what other prompts could add is bounded
+        student = Spread(0.0, 0.0, 1, P).quantile()
+        return Spread(unseen_share(P, student) / student, 0.0, 1, P)
+    return _spread(*mean_squares(cells), R, P)
+
+
+def seeds_needed(
+    difference: np.ndarray, smallest: float, between_runs: float | None = None, power: float = 0.8
+) -> int | None:
+    """How many training seeds find a true difference of ``smallest`` with ``power`` at the two-sided 5% level.
+
+    ``difference``: ``(R, P[, S])`` paired differences, in the unit of ``smallest``. Prompts stay as many as they are;
+    what differs between prompts whatever the seed does not shrink with more seeds, so that ``None`` (more than
+    ``MOST_SEEDS``) means: more prompts are needed. One seed shows no spread between seeds: give ``between_runs``, a
+    variance of independent runs' mean differences, or the answer is a lower bound; all of its spread over prompts
+    counts as noise that more seeds average out.
+    """
+    cells = as_cells(difference)
+    R, P = cells.shape
+    if np.ptp(cells) == 0:
+        return 2 if crossed_spread(cells).detectable(power=power) <= smallest else None
+    seeds, prompts, noise = mean_squares(cells)
+    if R == 1:
+        noise = prompts
+        seeds = max(noise, P * (between_runs or 0.0))
+    noise = min(noise, max(seeds, prompts))
+    of_prompts = max(prompts - noise, 0.0) / R
+    for n in range(2, MOST_SEEDS + 1):
+        if _spread(seeds, n * of_prompts + noise, noise, n, P).detectable(power=power) <= smallest:
+            return n
+    return None
 
 
 def crossed_bootstrap(
@@ -107,29 +151,16 @@ def crossed_bootstrap(
         of_prompts = rng.multinomial(P, np.full(P, 1 / P), n_resamples) / P
         draws = ((of_seeds @ cells) * of_prompts).sum(axis=1)
         tail = (1 - level) / 2
-        normal = -_normal_quantile(tail)
+        normal = -normal_quantile(tail)
         scale = t * spread.standard_error / (normal * draws.std())
         low_draw, high_draw = np.quantile(draws, [tail, 1 - tail])
         low, high = mean - scale * (mean - low_draw), mean + scale * (high_draw - mean)
     if rate:
         if min(mean, 1 - mean) * P < RARE:
             effective = min(mean * (1 - mean) / spread.standard_error**2, R * P) if 0 < mean < 1 else P
-            low, high = _wilson(mean, effective, t)
+            low, high = score_interval(mean, effective, t)
         low, high = max(0.0, low), min(1.0, high)
     return mean, float(low), float(high)
-
-
-def _normal_quantile(tail: float) -> float:
-    from scipy import stats
-
-    return float(stats.norm.ppf(tail))
-
-
-def _wilson(rate: float, n: float, z: float) -> tuple[float, float]:
-    """Wilson's interval for an effective n and any quantile; `rates.wilson_interval` takes counts."""
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return float(centre - half), float(centre + half)
 
 
 def sign_flip(units: np.ndarray, seed: int = 0) -> float | None:
@@ -166,28 +197,5 @@ def paired_difference(difference: np.ndarray, seed: int = 0) -> dict[str, Any]:
         "scope": "these checkpoints" if R == 1 else "new training seeds and prompts",
         "n_seeds": R,
         "n_prompts": P,
-        "minimum_detectable_difference": minimum_detectable_difference(spread),
+        "minimum_detectable_difference": spread.detectable(),
     }
-
-
-def minimum_detectable_difference(spread: Spread, level: float = 0.95, power: float = 0.8) -> float:
-    """The true difference that a study with this spread would call significant with probability ``power``."""
-    return spread.standard_error * (spread.quantile(0.5 + level / 2) + spread.quantile(power))
-
-
-def corrected(p_values: list[float | None]) -> list[dict[str, float | None]]:
-    """Holm (family-wise) and Benjamini-Hochberg (false discovery) adjusted p-values, ``None`` kept in place."""
-    known = [p for p in p_values if p is not None]
-    if not known:
-        return [{"p_value_holm": None, "p_value_bh": None} for _ in p_values]
-    from statsmodels.stats.multitest import multipletests
-
-    family = iter(holm(known))
-    bh = iter(multipletests(known, method="fdr_bh")[1])
-    return [
-        {
-            "p_value_holm": None if p is None else float(next(family)),
-            "p_value_bh": None if p is None else float(next(bh)),
-        }
-        for p in p_values
-    ]

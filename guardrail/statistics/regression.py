@@ -15,6 +15,7 @@ import numpy as np
 
 PREDICTORS = ("similarity", "diversity", "response_chars", "list_share_percent", "initial_percent")
 MINIMUM_FREEDOM = 3
+MATCHED = "utility is the same in both arms: already matched"
 
 
 def regress(
@@ -53,6 +54,8 @@ def _fit(observations: list[dict[str, Any]], outcome: str, predictors: tuple[str
     for name, column, inside in zip(predictors, x.T, within.T, strict=True):
         if inside.std() < 1e-9 * max(1.0, abs(column).max()):
             return {"reason": f"{name} does not vary within tasks"}
+    if np.ptp(y - dummies @ (dummies.T @ y / dummies.sum(axis=0))) < 1e-9:
+        return {"reason": f"{outcome} does not vary within tasks"}
     import statsmodels.api as sm
 
     design = np.hstack([x / x.std(axis=0, ddof=1), dummies])
@@ -99,7 +102,9 @@ def matched_capability(pairs: list[dict[str, float]]) -> dict[str, Any]:
     y = np.array([pair["difference_points"] for pair in pairs])
     x = np.array([pair["utility_difference"] for pair in pairs])
     if x.std() < 1e-9:
-        return {"reason": "utility is the same in both arms: already matched"}
+        return {"reason": MATCHED}
+    if y.std() < 1e-9:
+        return {"reason": "the difference is the same in all pairs: no variance to judge it by"}
     import statsmodels.api as sm
 
     fit = sm.OLS(y, sm.add_constant(x)).fit(cov_type="HC3", use_t=True)

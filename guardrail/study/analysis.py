@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from guardrail.core.errors import UserError
-from guardrail.statistics.crossed import corrected, crossed_bootstrap, paired_difference
-from guardrail.statistics.rates import cohen_kappa
+from guardrail.statistics.agreement import cohen_kappa
+from guardrail.statistics.crossed import crossed_bootstrap, paired_difference, sign_flip
 from guardrail.statistics.regression import matched_capability, regress
+from guardrail.statistics.testing import corrected
+from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
 from guardrail.study.grid import Grid, sizeless
-from guardrail.study.outcomes import Answers, Arm, pair, read_arms, stack
 
 # The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
 PAIRS = (
@@ -178,8 +179,6 @@ def _overall(
     utilities: dict[Any, float],
 ) -> dict[str, Any]:
     """Tasks averaged. Tasks are taken as fixed; seeds and prompts, which they share, stay the units."""
-    from guardrail.statistics.crossed import sign_flip
-
     seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in pairs)))
     prompts = sorted(set.intersection(*(set(d["prompts"]) for _, d in pairs)))
     head = {"question": question, "first": first, "second": second, "subset_size": size, "outcome": outcome}

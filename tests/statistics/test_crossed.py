@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from guardrail.statistics.crossed import (
-    corrected,
-    crossed_bootstrap,
-    crossed_spread,
-    minimum_detectable_difference,
-    paired_difference,
-    sign_flip,
-)
+from guardrail.statistics.crossed import crossed_bootstrap, crossed_spread, paired_difference, seeds_needed, sign_flip
 from guardrail.statistics.regression import matched_capability, regress
+from guardrail.statistics.testing import corrected
 
 
 def simulate(rng, R, P, seed_sd, prompt_sd=1.5, mu=-1.0, S=1):
@@ -140,7 +137,7 @@ def test_no_findings_in_shuffled_labels_beyond_the_nominal_rate(R, seed_sd):
 def paired_difference_fast(difference: np.ndarray) -> float:
     """`paired_difference` with fewer resamples, p-value only."""
     import guardrail.statistics.crossed as inference
-    import guardrail.statistics.rates as basic
+    import guardrail.statistics.resampling as basic
 
     before = inference.N_RESAMPLES, basic.paired_permutation_test.__defaults__
     inference.N_RESAMPLES, basic.paired_permutation_test.__defaults__ = 100, (None, 1000, 0)
@@ -181,7 +178,7 @@ def test_minimum_detectable_difference_has_the_power_it_claims():
     # Normal differences with sd 1 on 100 prompts, one seed: the power at the MDE is 80%.
     rng = np.random.default_rng(4)
     spread = crossed_spread(rng.normal(size=(1, 100)))
-    mde = minimum_detectable_difference(spread)
+    mde = spread.detectable()
     assert mde == pytest.approx(spread.standard_error * (1.984 + 0.845), rel=1e-3)
     p = [stats.ttest_1samp(rng.normal(mde, spread.standard_error * 10, 100), 0).pvalue for _ in range(1500)]
     assert (np.array(p) < 0.05).mean() == pytest.approx(0.8, abs=0.04)
@@ -260,3 +257,37 @@ def test_matched_capability_is_the_intercept():
     result = matched_capability(pairs)
     assert result["difference_points"] == pytest.approx(2.0) and result["points_per_utility_unit"] == pytest.approx(3.0)
     assert "reason" in matched_capability(pairs[:3])
+
+
+def test_the_seeds_needed_find_the_difference_as_often_as_promised():
+    """A pilot of 40 seeds says how many seeds find 0.1 in 80% of the studies; such studies are then simulated."""
+    rng = np.random.default_rng(1)
+
+    def draw(R, effect):
+        return effect + 0.12 * rng.normal(size=(R, 1)) + 0.4 * rng.normal(size=(R, 60))
+
+    n = seeds_needed(draw(40, 0.0), 0.1)
+    assert 12 <= n <= 22  # the one-sample t-test of means with sd 0.13 needs 16
+    found = np.mean([crossed_spread(x := draw(n, 0.1)).p_value(float(x.mean())) < 0.05 for _ in range(600)])
+    assert found == pytest.approx(0.8, abs=0.08)
+
+
+def test_more_spread_between_runs_needs_more_seeds_and_steady_prompts_need_more_prompts():
+    rng = np.random.default_rng(2)
+    one = 0.3 * rng.normal(size=(1, 140))
+    counts = [seeds_needed(one, 0.05, between_runs=sd**2) for sd in (0.0, 0.03, 0.06, 0.1)]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+    assert seeds_needed(np.repeat(rng.normal(size=(1, 20)), 5, axis=0), 0.01) is None
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.sampled_from([0.0, 0.5, 1.0]))
+)
+@settings(max_examples=300, deadline=None)
+def test_no_interval_is_without_width(cells):
+    """Whatever was seen, and all the more where nothing varied: constant cells, equal means, one seed."""
+    for rate in (True, False):
+        mean, low, high = crossed_bootstrap(cells, rate=rate, n_resamples=50)
+        assert low <= mean + 1e-12 and mean <= high + 1e-12 and high - low > 1e-6
+    assert crossed_spread(cells).standard_error > 0
+    assert 0 < paired_difference_fast(cells) <= 1

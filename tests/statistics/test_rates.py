@@ -11,18 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail.statistics.rates import (
-    best_of_k,
-    bootstrap_mean,
-    clustered_interval,
-    cohen_kappa,
-    holm,
-    interval_distance,
-    krippendorff_alpha,
-    minimum_detectable_difference,
-    paired_permutation_test,
-    wilson_interval,
-)
+from guardrail.statistics.agreement import cohen_kappa, interval_distance, krippendorff_alpha
+from guardrail.statistics.rates import best_of_k, clustered_interval, wilson_interval
+from guardrail.statistics.resampling import bootstrap_mean, paired_permutation_test
+from guardrail.statistics.testing import benjamini_hochberg, holm, minimum_detectable_difference
 
 
 @pytest.mark.parametrize(
@@ -128,6 +120,18 @@ def test_bootstrap_over_prompts_is_wider_than_over_rows():
     assert clustered.value == naive.value
 
 
+def test_nothing_seen_is_not_nothing_there():
+    """0 of 330 prompts with 5 answers each: Wilson's limit of 0 in 330 (the answers of a prompt are no new prompts)."""
+    values, prompts = [0.0] * 1650, [i // 5 for i in range(1650)]
+    found = bootstrap_mean(values, prompts, limits=(0.0, 1.0))
+    assert (found.value, found.low) == (0.0, 0.0) and found.high == pytest.approx(wilson_interval(0, 330)[1])
+    found = bootstrap_mean([1.0] * 40, limits=(0.0, 1.0))
+    assert found.high == 1.0 and found.low == pytest.approx(wilson_interval(40, 40)[0])
+    found = bootstrap_mean([0.0] * 28, limits=(-1.0, 1.0))  # no pair differs
+    assert -found.low == found.high == pytest.approx(wilson_interval(0, 28)[1])
+    assert bootstrap_mean([0.5], limits=(0.0, 1.0)).high > 0.8  # one prompt says little
+
+
 def test_permutation_test_is_exact_for_few_rows():
     """Five differences of one sign: 2 of 32 sign patterns are as extreme."""
     assert paired_permutation_test([1, 1, 1, 1, 1, 0, 0]) == pytest.approx(2 / 32)
@@ -154,11 +158,12 @@ def test_permutation_test_holds_its_level_without_an_effect():
     assert hits / runs <= 0.08
 
 
-def test_holm_equals_statsmodels():
+def test_corrections_equal_statsmodels():
     from statsmodels.stats.multitest import multipletests
 
     p = [0.001, 0.04, 0.03, 0.005, 0.5, 0.03]
     assert holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))
+    assert benjamini_hochberg(p) == pytest.approx(list(multipletests(p, method="fdr_bh")[1]))
 
 
 def test_minimum_detectable_difference_has_the_promised_power():

@@ -12,9 +12,9 @@ import pytest
 from guardrail.core.files import read_json, write_json
 from guardrail.core.places import REPOSITORY
 from guardrail.study.analysis import analyse
+from guardrail.study.arms import pair, read_answers, read_arms, stack
 from guardrail.study.config import as_dict
 from guardrail.study.grid import Grid
-from guardrail.study.outcomes import pair, read_answers, read_arms, stack
 from guardrail.study.report.figures import style
 from guardrail.study.report.headline import headline
 from guardrail.study.report.mapping import redact

@@ -21,7 +21,7 @@ from guardrail.evaluation.judges.answers import load_answers
 from guardrail.evaluation.judges.outcomes import Judgement, base_judgement, finish_judgement, percent, summarise
 from guardrail.evaluation.judges.settings import JUDGE_FILES, JudgeSettings
 from guardrail.evaluation.judges.stage import headline, judge_file, load_judgements
-from guardrail.statistics.rates import cohen_kappa, krippendorff_alpha
+from guardrail.statistics.agreement import cohen_kappa, krippendorff_alpha
 
 MAX_LISTED = 200
 

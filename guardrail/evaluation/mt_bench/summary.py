@@ -58,7 +58,7 @@ def summarise(judgements: Sequence[dict[str, Any]], protocol: str = FASTCHAT, se
 
 def _mean(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """``score`` (mean over valid judgements), ``interval``, and how many judgements it rests on."""
-    from guardrail.statistics.rates import bootstrap_mean
+    from guardrail.statistics.resampling import bootstrap_mean
 
     valid = [row for row in rows if row["score"] is not None]
     out: dict[str, Any] = {"score": None, "interval": None, "n": len(valid), "n_failed": len(rows) - len(valid)}

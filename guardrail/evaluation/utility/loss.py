@@ -119,7 +119,7 @@ def summarise_losses(losses: list[RowLoss], seed: int = 0) -> dict[str, Any]:
     ``loss_nats_per_token`` weighs tokens alike (what a trainer logs over large batches), ``..._per_row`` rows.
     Raises ``UserError`` when no row kept an answer token, or a loss is not finite.
     """
-    from guardrail.statistics.rates import bootstrap_ratio
+    from guardrail.statistics.resampling import bootstrap_ratio
 
     scored = [loss for loss in losses if loss.n_tokens]
     if not scored:

@@ -94,10 +94,10 @@ def score_rows(evaluator: str, pairs: Sequence[tuple[str, str]]) -> list[dict[st
 
 def percent(ids: Sequence[str], values: Sequence[float], seed: int = 0) -> tuple[float, list[float]]:
     """Mean of ``values`` (fractions) in percent and its 95% bootstrap interval; all samples of an id stay together."""
-    from guardrail.statistics.rates import bootstrap_mean
+    from guardrail.statistics.resampling import bootstrap_mean
 
-    estimate = bootstrap_mean([100 * value for value in values], ids, seed=seed)
-    return estimate.value, [max(0.0, estimate.low), min(100.0, estimate.high)]
+    estimate = bootstrap_mean([100 * value for value in values], ids, seed=seed, limits=(0.0, 100.0))
+    return estimate.value, [estimate.low, estimate.high]
 
 
 def summarise(evaluator: str, ids: Sequence[str], scores: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Any]:

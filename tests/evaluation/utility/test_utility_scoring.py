@@ -9,7 +9,7 @@ import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.evaluation.utility import scoring
-from guardrail.statistics.rates import bootstrap_mean, bootstrap_ratio
+from guardrail.statistics.resampling import bootstrap_mean, bootstrap_ratio
 
 
 def test_rouge_1_worked_example():

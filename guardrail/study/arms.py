@@ -1,4 +1,4 @@
-"""A study's judgements as arrays: which answer of which checkpoint to which prompt was harmful.
+"""The arms of a study as arrays: which answer of which checkpoint to which prompt was judged harmful.
 
 Shapes: R training seeds, P prompts, S samples per prompt. Rows are joined by id and sample number, never by position.
 A prompt that a judge could not decide for one of the checkpoints is left out of all of them, and counted.
@@ -69,12 +69,15 @@ def read_answers(folder: Path, judges: tuple[str, ...] = ()) -> Answers:
             keyword.setdefault(row["id"], []).append(not row["refusal"] and not row["empty"])
             categories[row["id"]] = str(row.get("category", "all"))
         curve = document["summary"].get("threshold_curve", [])
+        tables = [{key: tuple(flags) for key, flags in table.items()} for table in (harmful, lower, keyword)]
         return Answers(
-            *({key: tuple(flags) for key, flags in table.items()} for table in (harmful, lower, keyword)),
-            categories,
-            tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
-            len(undecided),
-            {judge: read_further(folder / judge_file(judge)) for judge in judges},
+            harmful=tables[0],
+            lower_threshold=tables[1],
+            keyword=tables[2],
+            categories=categories,
+            threshold_curve=tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
+            n_undecided=len(undecided),
+            further={judge: read_further(folder / judge_file(judge)) for judge in judges},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / SAFETY_FILE}: unexpected content, {type(error).__name__} {error}") from error
