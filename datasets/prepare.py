@@ -10,10 +10,10 @@ A gated or unreachable source gives the step to take, within five seconds. Table
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import Parser, positive_int, run
+from guardrail.core.places import DATASETS
 from guardrail.data.sources import NAMES
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from guardrail.data.prepare import PrepareConfig, canonical, prepare
 
     name = canonical(args.name)
-    out = args.out or str(Path(__file__).resolve().parent / name)
+    out = args.out or str(DATASETS / name)
     return prepare(
         PrepareConfig(name, out, args.source, args.split, args.revision, args.limit, args.instruct_size, args.seed)
     )

@@ -9,6 +9,7 @@
 # A set is NAME=PATH or NAME=PATH::SPLIT; PATH holds rows or stored representations. Further arguments go to
 # similarity/audit.py as they are (paths with spaces: give the flags themselves instead of the variables).
 set -euo pipefail
+source "$(dirname "$0")/help.sh" similarity/audit.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 CUSTOMER="${CUSTOMER:-list=datasets/sandbox::list}"          # the data set to be fine-tuned on
@@ -25,4 +26,4 @@ read -ra SETS <<<"$REFERENCE"
 for SET in "${SETS[@]}"; do ARGUMENTS+=("--reference=$SET"); done
 if [[ -n "$MODEL" ]]; then ARGUMENTS+=("--model_name_or_path=$MODEL"); fi
 
-python similarity/audit.py "${ARGUMENTS[@]}" "$@"
+python "$REPO/similarity/audit.py" "${ARGUMENTS[@]}" "$@"

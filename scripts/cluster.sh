@@ -6,6 +6,7 @@
 #
 # Further arguments go to similarity/get_high_similarity_group.py as they are.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" similarity/get_high_similarity_group.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 DATASET_FOLDER="${DATASET_FOLDER:-outputs/data/alpaca}"     # where clusters/ goes
@@ -25,4 +26,4 @@ ARGUMENTS=(
 if [[ "$CLUSTERING" != hdbscan ]]; then ARGUMENTS+=("--n_clusters=$N_CLUSTERS"); fi
 if [[ -n "$SPLIT" ]]; then ARGUMENTS+=("--split=$SPLIT"); fi
 
-python similarity/get_high_similarity_group.py "${ARGUMENTS[@]}" "$@"
+python "$REPO/similarity/get_high_similarity_group.py" "${ARGUMENTS[@]}" "$@"

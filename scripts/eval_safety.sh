@@ -6,6 +6,7 @@
 #
 # Further arguments go to eval_safety.py as they are. Several processes on GPUs; NUM_PROCESSES=N on a CPU machine.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" eval_safety.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                               # model folder, or output folder holding slice_end/
@@ -32,4 +33,4 @@ ARGUMENTS=(
 if [[ -n "$BENCH_DATA" ]]; then ARGUMENTS+=("--bench_data=$BENCH_DATA"); fi
 if [[ "$BACKEND" != hf ]]; then NUM_PROCESSES=1; fi
 
-launch_processes eval_safety.py "${ARGUMENTS[@]}" "$@"
+launch_processes "$REPO/eval_safety.py" "${ARGUMENTS[@]}" "$@"

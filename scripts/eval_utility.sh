@@ -6,6 +6,7 @@
 #
 # Further arguments go to eval_utility.py as they are. Several processes on GPUs; NUM_PROCESSES=N on a CPU machine.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" eval_utility.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                                        # model folder, or output folder holding slice_end/
@@ -23,7 +24,7 @@ WHERE=()
 if [[ -n "$DATA_SOURCE" ]]; then WHERE+=("--data_source=$DATA_SOURCE"); fi
 if [[ -n "$SPLIT" ]]; then WHERE+=("--split=$SPLIT"); fi
 
-launch_processes eval_utility.py \
+launch_processes "$REPO/eval_utility.py" \
     "--model_name_or_path=$MODEL" "--torch_dtype=$DTYPE" "--dataset=$DATASET" \
     "--model_family=$PROMPT_STYLE" "--prompt_style=$PROMPT_STYLE" "--evaluator=$EVALUATOR" \
     "--heldout_loss=$HELDOUT_LOSS" "--max_new_tokens=$MAX_NEW_TOKENS" "--save_path=$SAVE_PATH" \

@@ -7,6 +7,7 @@
 #
 # Further arguments go to similarity/get_representation.py as they are. Rows are shared out over the job's processes.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" similarity/get_representation.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/chat_model}"             # extraction model: the chat model without safety data; or an encoder
@@ -28,4 +29,4 @@ if [[ -n "$SPLIT" ]]; then ARGUMENTS+=("--split=$SPLIT"); fi
 if [[ -n "$PROMPT_STYLE" ]]; then ARGUMENTS+=("--prompt_style=$PROMPT_STYLE"); fi
 if [[ -n "$POSITION" ]]; then ARGUMENTS+=("--position=$POSITION"); fi
 
-launch_processes similarity/get_representation.py "${ARGUMENTS[@]}" "$@"
+launch_processes "$REPO/similarity/get_representation.py" "${ARGUMENTS[@]}" "$@"

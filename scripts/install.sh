@@ -7,6 +7,8 @@
 # Sourced by quickstart.sh and test.sh. Known limit: on a machine where the package index serves CUDA builds of
 # torch, the first installation downloads several GB.
 set -euo pipefail
+# shellcheck source=scripts/help.sh
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then source "$(dirname "$0")/help.sh" "" "$@"; fi
 
 PYTHON="${PYTHON:-python3}" # interpreter for a new .venv; 3.10 to 3.13
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -8,6 +8,7 @@
 # requirements (text models never import them). Both without their setuptools pin. Safe to repeat.
 # Known limit: the GPU branch was not run on a GPU machine; `pip install -r requirements-vllm.txt` is the plain way there.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" "" "$@"
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DEVICE="${DEVICE:-auto}"            # gpu, cpu, or auto: gpu where `nvidia-smi -L` works

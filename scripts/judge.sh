@@ -6,6 +6,7 @@
 #
 # Further arguments go to `python -m guardrail.evaluation.judges` as they are.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" guardrail.evaluation.judges "$@"
 source "$(dirname "$0")/setup.sh"
 
 DATA_PATH="${DATA_PATH:?usage: DATA_PATH=folder-of-results.json bash scripts/judge.sh}"

@@ -6,6 +6,7 @@
 #
 # Further arguments go to evaluate.py as they are. One process: the moderation model reads thousands of rows a minute.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" beavertails_moderation/evaluate.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 DATA_PATH="${DATA_PATH:?usage: DATA_PATH=folder-of-results.json bash scripts/moderate.sh}"
@@ -18,9 +19,9 @@ FIGURE="${FIGURE:-True}"                                            # False: no 
 
 if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="${GPUS%%,*}"; fi
 # stdout keeps one JSON line: the moderation summary
-python beavertails_moderation/formatter.py "$DATA_PATH/results.json" "$DATA_PATH/results_beaver-dam.json" \
+python "$REPO/beavertails_moderation/formatter.py" "$DATA_PATH/results.json" "$DATA_PATH/results_beaver-dam.json" \
     --include_prefill "$INCLUDE_PREFILL" >&2
-python beavertails_moderation/evaluate.py \
+python "$REPO/beavertails_moderation/evaluate.py" \
     --eval_dataset "$DATA_PATH/results_beaver-dam.json" --model_path "$MODERATION_MODEL" \
     --max_length "$MAX_LENGTH" --threshold "$THRESHOLD" --windows "$WINDOWS" --figure "$FIGURE" \
     --output_dir "$DATA_PATH" "$@"

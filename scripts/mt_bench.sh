@@ -6,6 +6,7 @@
 #
 # Further arguments go to __main__.py as they are. One process: vLLM does its own parallelism (TENSOR_PARALLEL).
 set -euo pipefail
+source "$(dirname "$0")/help.sh" __main__.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 MODEL="${MODEL:-outputs/model}"                        # model folder, or output folder holding slice_end/
@@ -28,6 +29,6 @@ if [[ -n "$JUDGE_MODEL" ]]; then EXTRA+=(--judge_model "$JUDGE_MODEL"); fi
 if [[ -n "$JUDGE_BASE_URL" ]]; then EXTRA+=(--judge_base_url "$JUDGE_BASE_URL"); fi
 if [[ "$BACKEND" == vLLM ]]; then EXTRA+=(--tensor_parallel_size "$TENSOR_PARALLEL"); fi
 
-python __main__.py --benchmark mt_bench --model_id "$MODEL_ID" --model_name_or_path "$MODEL" \
+python "$REPO/__main__.py" --benchmark mt_bench --model_id "$MODEL_ID" --model_name_or_path "$MODEL" \
     --output_dir "$OUTPUT_DIR" --generation_backend "$BACKEND" --torch_dtype "$DTYPE" --protocol "$PROTOCOL" \
     --max_new_tokens "$MAX_NEW_TOKENS" ${EXTRA[@]+"${EXTRA[@]}"} "$@"

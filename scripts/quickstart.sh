@@ -7,6 +7,7 @@
 #
 # Variables are those of scripts/study.sh. Results: outputs/quickstart/.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" scripts/study.sh "$@"
 cd "$(dirname "$0")/.."
 
 source scripts/install.sh

@@ -6,6 +6,7 @@
 #
 # Further arguments go to similarity/get_top_similarity_dataset_reps_general.py as they are.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" similarity/get_top_similarity_dataset_reps_general.py "$@"
 source "$(dirname "$0")/setup.sh"
 
 DATASET_FOLDER="${DATASET_FOLDER:-outputs/data}"                   # where the subsets' folder goes
@@ -27,4 +28,4 @@ ARGUMENTS=(
 )
 if [[ -n "$POOL_SPLIT" ]]; then ARGUMENTS+=("--split=$POOL_SPLIT"); fi
 
-python similarity/get_top_similarity_dataset_reps_general.py "${ARGUMENTS[@]}" "$@"
+python "$REPO/similarity/get_top_similarity_dataset_reps_general.py" "${ARGUMENTS[@]}" "$@"

@@ -16,16 +16,16 @@
 set -euo pipefail
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$REPO"
+if [[ -f "$REPO/pyproject.toml" ]]; then cd "$REPO"; fi # an installed wheel's scripts work in the caller's folder
 
 if [[ -z "${VIRTUAL_ENV:-}" && -f "$REPO/.venv/bin/activate" ]]; then
     # shellcheck disable=SC1091
     source "$REPO/.venv/bin/activate"
 fi
-command -v python >/dev/null && python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("guardrail") is None)' || {
+if ! python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("guardrail") is None)' 2>/dev/null; then
     echo "error: the library is not installed in this environment; run: bash scripts/install.sh" >&2
     exit 2
-}
+fi
 
 DEVICE="${DEVICE:-auto}"
 if [[ "$DEVICE" == auto ]]; then
@@ -54,6 +54,7 @@ cpu)
 esac
 if [[ -n "${HOSTFILE:-}" ]]; then
     [[ -f "$HOSTFILE" ]] || { echo "error: no such HOSTFILE: $HOSTFILE" >&2 && exit 2; }
+    # shellcheck disable=SC2034
     DEEPSPEED_WHERE=(--hostfile "$HOSTFILE") # --include names one node's GPUs and is left out
 fi
 

@@ -7,6 +7,7 @@
 #
 # Further arguments go to the trainer as they are. Several nodes: HOSTFILE=hosts bash scripts/sft.sh
 set -euo pipefail
+source "$(dirname "$0")/help.sh" guardrail.training.sft "$@"
 source "$(dirname "$0")/setup.sh"
 
 BASE_MODEL="${BASE_MODEL:-meta-llama/Llama-2-7b-hf}"           # folder (or one holding slice_end/) or hub name

@@ -7,6 +7,7 @@
 #
 # Other variables: scripts/sft.sh. Further arguments go to the trainer.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" scripts/sft.sh "$@"
 
 TASK="${TASK:-list}"                                    # downstream task, part of the output folder's name
 export BASE_MODEL="${MODEL:?set MODEL to the aligned model (a folder, one holding slice_end/, or a hub name)}"

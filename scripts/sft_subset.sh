@@ -7,6 +7,7 @@
 #
 # datasets/mix.py makes the split. Other variables: scripts/sft.sh. Further arguments go to the trainer.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" scripts/sft.sh "$@"
 
 TASK="${TASK:-list}"                                     # downstream task: list, pure_bad, alpaca, samsum, ...
 SIM="${SIM:-high}"                                       # high, low or random

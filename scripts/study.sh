@@ -7,6 +7,7 @@
 #
 # Further arguments go to Snakemake. A failed stage leaves the other cells alone; its cell is marked FAILED.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" "" "$@"
 
 STUDY="${1:?usage: bash scripts/study.sh configs/studies/NAME.yaml [snakemake options]}" # the study file
 shift
@@ -38,7 +39,7 @@ echo "plan: $PLAN" >&2
 exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
-SNAKEMAKE=(snakemake --snakefile workflow/Snakefile --config "study_config=$CONFIG" "outputs=$OUTPUTS"
+SNAKEMAKE=(snakemake --snakefile "$REPO/workflow/Snakefile" --config "study_config=$CONFIG" "outputs=$OUTPUTS"
     --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules --show-failed-logs)
 if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
     "${SNAKEMAKE[@]}" "$@"

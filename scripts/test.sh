@@ -6,6 +6,7 @@
 #
 # Arguments go to pytest. Tests that need a GPU, the hub, vLLM or align-anything skip with a reason.
 set -euo pipefail
+source "$(dirname "$0")/help.sh" "" "$@"
 cd "$(dirname "$0")/.."
 
 source scripts/install.sh

@@ -16,11 +16,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))  # last, so that the folder datasets/ cannot hide the datasets library
 
 from guardrail.core.cli import Parser, log, run  # noqa: E402
+from guardrail.core.places import SANDBOX_DATA  # noqa: E402
 
 
 def main() -> dict[str, object]:
     parser = Parser(description="Write the sandbox data set in the hub's layout.")
-    parser.add_argument("--out", default=str(HERE), help="data-set folder")
+    parser.add_argument("--out", default=str(SANDBOX_DATA), help="data-set folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world")
     args = parser.parse_args()
 

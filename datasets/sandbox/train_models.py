@@ -17,14 +17,15 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1]))  # last, so that the folder datasets/ cannot hide the datasets library
 
 from guardrail.core.cli import Parser, positive_int, run  # noqa: E402
+from guardrail.core.places import SANDBOX_DATA, SANDBOX_MODELS  # noqa: E402
 
 STAGES = ("base", "chat", "moderation")
 
 
 def main() -> dict[str, object]:
     parser = Parser(description="Train the sandbox's tiny models.")
-    parser.add_argument("--data", default=str(HERE), help="sandbox data-set folder")
-    parser.add_argument("--out", default=str(HERE.parents[1] / "models" / "sandbox"), help="folder of the models")
+    parser.add_argument("--data", default=str(SANDBOX_DATA), help="sandbox data-set folder")
+    parser.add_argument("--out", default=str(SANDBOX_MODELS), help="folder of the models")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and row order")
     parser.add_argument(
         "--stages", nargs="+", default=STAGES, choices=STAGES, help="which models; chat and moderation need base"

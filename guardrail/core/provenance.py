@@ -14,7 +14,7 @@ from typing import Any
 
 from guardrail import __version__
 from guardrail.core.files import hash_json
-from guardrail.core.places import REPOSITORY
+from guardrail.core.places import IMPORT_ROOT, IN_CHECKOUT
 
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "deepspeed", "datasets", "scikit-learn", "numpy"),
@@ -29,11 +29,13 @@ def git_state() -> dict[str, Any]:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *args], cwd=IMPORT_ROOT, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not IN_CHECKOUT:  # an environment inside somebody else's repository must not give its commit
+        return {"commit": None, "dirty": None}
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import hash_json
-from guardrail.core.places import REPOSITORY
 from guardrail.core.places import SANDBOX_DATA as SANDBOX
+from guardrail.core.places import WORK
 from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, normalise_rows, response
 
 # shallow-vs-deep's values (get_eval_data.py)
@@ -206,7 +206,7 @@ def _read(base: str, bench: Bench, data: str | None, split: str | None) -> tuple
 def _read_local(path: Path, split: str | None) -> tuple[list[Row], str]:
     """A file, a hub-layout folder, or the folder of header-less ``category_<n>.csv`` files that HEx-PHI comes as."""
     try:
-        shown = str(path.resolve().relative_to(REPOSITORY))
+        shown = str(path.resolve().relative_to(WORK))
     except ValueError:
         shown = path.name  # no private folder names in results
     categories = sorted(path.glob("category_*.csv")) if path.is_dir() else []

@@ -30,7 +30,7 @@ from typing import Any
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
-from guardrail.core.places import REPOSITORY
+from guardrail.core.places import IMPORT_ROOT
 from guardrail.core.ranks import is_main
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
 from guardrail.sandbox.training import Example, TrainOptions, train
@@ -219,7 +219,7 @@ def _locks(out: Path, stages: Sequence[str]) -> Iterator[None]:
 
 def _start(stage: str, common: list[str], folder: Path) -> list[subprocess.Popen]:
     """The processes of one stage: a worker per rank, which meet in a file of ``folder``."""
-    package = str(REPOSITORY)
+    package = str(IMPORT_ROOT)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(part for part in (environment.get("PYTHONPATH"), package) if part)
     environment |= {"WORLD_SIZE": str(RANKS[stage]), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}

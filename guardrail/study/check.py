@@ -17,7 +17,7 @@ from typing import Any
 from guardrail.core.cli import Parser, positive_int, run
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, require_free_space, write_json
-from guardrail.core.places import REPOSITORY
+from guardrail.core.places import SANDBOX_DATA
 from guardrail.data.rows import list_splits
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Source, Study, as_dict, load_study
@@ -126,7 +126,7 @@ def main() -> dict[str, Any]:
     if study.sandbox:
         from guardrail.sandbox.writer import write_sandbox
 
-        write_sandbox(REPOSITORY / "datasets" / "sandbox", seed=0)  # a second; nothing when it is there
+        write_sandbox(SANDBOX_DATA, seed=0)  # a second; nothing when it is there
     grid = Grid(study, args.outputs)
     if args.plan:
         from guardrail.study.plan import make_plan, plan_text

@@ -6,6 +6,8 @@
 #
 # SBATCH_OPTIONS go to sbatch as they are. For whole studies with every stage use the Snakemake profile in workflow/.
 set -euo pipefail
+# shellcheck source=scripts/help.sh
+source "$(dirname "$0")/../help.sh" "" "$@"
 
 TASK="${TASK:-list}"                                          # downstream task
 SIM="${SIM:-high}"                                            # high, low or random

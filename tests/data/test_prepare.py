@@ -130,7 +130,7 @@ def test_the_revision_is_recorded(monkeypatch):
 
 
 def test_names_and_the_table_agree():
-    from guardrail.core.provenance import REPOSITORY
+    from toys import REPOSITORY
 
     table = (REPOSITORY / "datasets" / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in table for name in NAMES)

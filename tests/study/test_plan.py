@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys import REPOSITORY
 
 from guardrail.core.files import write_json
-from guardrail.core.places import REPOSITORY
 from guardrail.study.config import SUBSETS, Study, as_dict, load_study
 from guardrail.study.grid import Grid
 from guardrail.study.plan import make_plan, parameters, plan_stages, plan_text

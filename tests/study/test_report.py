@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import REPOSITORY
 
 from guardrail.core.files import read_json, write_json
-from guardrail.core.places import REPOSITORY
 from guardrail.study.analysis import analyse
 from guardrail.study.arms import pair, read_answers, read_arms, stack
 from guardrail.study.config import as_dict

@@ -150,7 +150,7 @@ def test_check_refuses_a_subset_larger_than_the_pool(tmp_path, monkeypatch):
 
 
 def test_every_shipped_study_loads():
-    from guardrail.core.provenance import REPOSITORY
+    from toys import REPOSITORY
 
     files = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
     assert files

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toys import make_llama, make_tokenizer
+from toys import REPOSITORY, make_llama, make_tokenizer
 
 from guardrail.core.files import read_json, write_jsonl
-from guardrail.core.places import REPOSITORY
 from guardrail.evaluation.judges.moderation import LABELS
 
 pytestmark = [

@@ -21,7 +21,7 @@ from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json
 from guardrail.core.hub import hub_available
-from guardrail.core.places import REPOSITORY
+from guardrail.core.places import DATASETS, SANDBOX_DATA, shown
 from guardrail.evaluation.mt_bench.prompts import FASTCHAT_NAMES, OWN_NAMES, OWN_PROMPTS
 
 HUB_SPACE = "lmsys/mt-bench"
@@ -30,8 +30,8 @@ HUB_FILES = {
     "reference_answer/gpt-4.jsonl": "data/mt_bench/reference_answer/gpt-4.jsonl",
     "judge_prompts.jsonl": "data/judge_prompts.jsonl",
 }
-SANDBOX = REPOSITORY / "datasets" / "sandbox" / "mt_bench"
-PREPARED = REPOSITORY / "datasets" / "mt_bench"
+SANDBOX = SANDBOX_DATA / "mt_bench"
+PREPARED = DATASETS / "mt_bench"
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 NEED_REFERENCE = ("math", "reasoning", "coding")  # FastChat's NEED_REF_CATS
 PREFERRED_REFERENCE = "gpt-4"
@@ -95,7 +95,7 @@ def load_question_set(data_dir: str | None = None, limit: int | None = None) -> 
         return _load_hub(limit)
     if not (SANDBOX / "question.jsonl").is_file():
         raise UserError(
-            f"no MT-Bench questions: the hub is not reachable and {SANDBOX.relative_to(REPOSITORY)} is not there; "
+            f"no MT-Bench questions: the hub is not reachable and {shown(SANDBOX)} is not there; "
             "give --data_dir FastChat/fastchat/llm_judge/data/mt_bench, or run `python datasets/sandbox/generate.py`"
         )
     log("MT-Bench: the hub is not reachable; asking the sandbox's own questions. Results are named sandbox_mt_bench")
@@ -135,9 +135,7 @@ def _load_folder(folder: Path, name: str | None, limit: int | None) -> QuestionS
     prompts = next(
         (f for f in (folder / "judge_prompts.jsonl", folder.parent / "judge_prompts.jsonl") if f.is_file()), None
     )
-    source = (
-        str(folder.resolve().relative_to(REPOSITORY)) if folder.resolve().is_relative_to(REPOSITORY) else str(folder)
-    )
+    source = shown(folder)
     references = _reference_file(folder / "reference_answer")
     if folder.resolve() == SANDBOX.resolve():
         name = "sandbox_mt_bench"

@@ -22,7 +22,8 @@ from typing import Any
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, write_json, write_text
-from guardrail.core.provenance import REPOSITORY, fingerprint, run_record
+from guardrail.core.places import RESOURCES
+from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, process_group
 from guardrail.evaluation.mt_bench import answers as answering
 from guardrail.evaluation.mt_bench import judge as judging
@@ -187,7 +188,7 @@ def _choose_style(config: MTBenchConfig) -> tuple[str, str]:
 
 def _answer_in_child(config: MTBenchConfig) -> None:
     """Run the same command without a judge in a process of its own, so that its engine's memory is free afterwards."""
-    command = [sys.executable, str(REPOSITORY / "__main__.py"), "--benchmark", "mt_bench"]
+    command = [sys.executable, str(RESOURCES / "__main__.py"), "--benchmark", "mt_bench"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not field.name.startswith("judge_") and value != field.default:

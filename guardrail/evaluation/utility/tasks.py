@@ -20,10 +20,10 @@ from typing import Any
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.hub import hub_available
-from guardrail.core.places import REPOSITORY
+from guardrail.core.places import DATASETS, shown
+from guardrail.core.places import SANDBOX_DATA as SANDBOX
 from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, response
 
-SANDBOX = REPOSITORY / "datasets" / "sandbox"
 GSM8K_SYSTEM = "You are a helpful assistant."
 SQL_SYSTEM = "You are a helpful assistant that turns questions into SQL queries for the database in the context."
 
@@ -110,7 +110,7 @@ def find_source(task: Task, data_source: str | None, split: str | None) -> tuple
         if split is None and is_sandbox:
             split = task.sandbox_split
         return data_source, split, None, is_sandbox
-    prepared = REPOSITORY / "datasets" / task.name
+    prepared = DATASETS / task.name
     if prepared.is_dir():
         return str(prepared), split or TEST_SPLIT, None, False
     if task.hub is not None and hub_available():
@@ -118,7 +118,7 @@ def find_source(task: Task, data_source: str | None, split: str | None) -> tuple
     if task.sandbox_split is not None and SANDBOX.is_dir():
         return str(SANDBOX), split or task.sandbox_split, None, True
     raise UserError(
-        f"no test rows for {task.name}: no folder {_relative(prepared)}, and "
+        f"no test rows for {task.name}: no folder {shown(prepared)}, and "
         + ("the hub is not reachable; " if task.hub else "the hub's copy has no test split; ")
         + "give --data_source PATH"
         + (f", or run `python datasets/prepare.py {task.name}` where there is a network" if task.hub else "")
@@ -142,7 +142,7 @@ def load_task(
             raw = load_rows(source, split=split, name=config)
         except UserError as error:
             sandbox_could = data_source is None and source == task.hub and task.sandbox_split and SANDBOX.is_dir()
-            hint = f"; for the sandbox's rows give --data_source {_relative(SANDBOX)}" if sandbox_could else ""
+            hint = f"; for the sandbox's rows give --data_source {shown(SANDBOX)}" if sandbox_could else ""
             raise UserError(f"{error}{hint}") from error
         rows = [_task_row(task, row, f"{source}, row {i + 1}") for i, row in enumerate(raw[:limit])]
     else:
@@ -151,7 +151,7 @@ def load_task(
         source, is_sandbox = dataset, Path(dataset).resolve() == SANDBOX.resolve()
         rows = load_rows(source, split=split, limit=limit, need_answer=True)
     out = [{**row, "messages": row["messages"][:-1], "reference": response(row)} for row in rows]
-    return TaskRows(dataset, _relative(source), split, out, hash_rows(rows), is_sandbox)
+    return TaskRows(dataset, shown(source), split, out, hash_rows(rows), is_sandbox)
 
 
 def _task_row(task: Task, row: Row, place: str) -> Row:
@@ -161,12 +161,6 @@ def _task_row(task: Task, row: Row, place: str) -> Row:
             f"{place}: {task.name} needs the columns {', '.join(task.columns)}; missing: {', '.join(missing)}"
         )
     return row if task.messages is None else {**row, "messages": task.messages(row)}
-
-
-def _relative(path: str | Path) -> str:
-    """Paths inside the repository as relative ones: results must not depend on where the checkout lies."""
-    resolved = Path(path).resolve()
-    return str(resolved.relative_to(REPOSITORY)) if resolved.is_relative_to(REPOSITORY) else str(path)
 
 
 def describe(task: TaskRows) -> dict[str, Any]:

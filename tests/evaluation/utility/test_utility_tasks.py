@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from guardrail.core import places
 from guardrail.core.errors import UserError
 from guardrail.evaluation.utility import tasks
 
@@ -90,7 +91,8 @@ def test_without_hub_and_folder_the_sandbox_stands_in_by_name(tmp_path, monkeypa
     (sandbox / "data").mkdir(parents=True)
     (sandbox / "data" / "samsum_test.jsonl").write_text(samsum_file.read_text())
     monkeypatch.setattr(tasks, "SANDBOX", sandbox)
-    monkeypatch.setattr(tasks, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(places, "WORK", tmp_path)
+    monkeypatch.setattr(tasks, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(tasks, "hub_available", lambda: False)
     task = tasks.load_task("samsum")
     assert task.is_sandbox and task.source == "sandbox" and task.split == "samsum_test"
@@ -104,7 +106,8 @@ def test_without_hub_and_folder_the_sandbox_stands_in_by_name(tmp_path, monkeypa
 def test_a_prepared_folder_comes_before_hub_and_sandbox(tmp_path, monkeypatch, samsum_file):
     (tmp_path / "datasets" / "samsum" / "data").mkdir(parents=True)
     (tmp_path / "datasets" / "samsum" / "data" / "test.jsonl").write_text(samsum_file.read_text())
-    monkeypatch.setattr(tasks, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(places, "WORK", tmp_path)
+    monkeypatch.setattr(tasks, "DATASETS", tmp_path / "datasets")
     monkeypatch.setattr(tasks, "hub_available", lambda: True)
     task = tasks.load_task("samsum")
     assert task.source == "datasets/samsum" and task.split == "test" and not task.is_sandbox
