@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             if path.is_dir():  # a rename onto a filled folder fails: move the old one aside first
-                aside = path.with_name(f".{path.name}.old.tmp-{uuid.uuid4().hex[:6]}")
+                aside = path.with_name(f".{path.name}.old.tmp-{os.getpid()}-{uuid.uuid4().hex[:6]}")
                 os.rename(path, aside)
                 os.rename(temporary, path)
                 shutil.rmtree(aside, ignore_errors=True)
@@ -56,6 +57,54 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):  # it may never have been created
                 temporary.unlink()
+
+
+def clear_leftovers(folder: str | Path) -> list[Path]:
+    """Delete what `atomic_path` left in ``folder`` when its process was killed; returns what was deleted.
+
+    Only names of processes that no longer run on this machine: call it where no other machine writes.
+    """
+    found = [path for path in Path(folder).glob(".*.tmp-*") if _is_leftover(path)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _is_leftover(path: Path) -> bool:
+    parts = re.fullmatch(r"\..+\.tmp-(\d+)-[0-9a-f]{6}", path.name)
+    if not parts:
+        return False
+    try:
+        os.kill(int(parts[1]), 0)  # signal 0: only asks whether there is such a process
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # somebody else's process, or no process number
+        return False
+    return False
+
+
+def keep_inputs(flag: str, out: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse an output folder that is, or holds, something that is read: it would be deleted or mixed with results.
+
+    ``inputs`` maps a flag to its path; None and what does not exist here (a hub name) is left out. Paths are compared
+    as files are, so that links, ``..`` and mounts hide nothing. Raises ``UserError``.
+    """
+    out = Path(out).expanduser()
+    for name, given in inputs.items():
+        path = None if given is None else Path(given).expanduser()
+        if path is None or not path.exists():
+            continue
+        spellings = {Path(os.path.abspath(path)), path.resolve()}
+        holders = {parent for spelling in spellings for parent in (spelling, *spelling.parents)}
+        if os.path.abspath(out) in map(str, holders) or (
+            out.exists() and any(os.path.samefile(parent, out) for parent in holders)
+        ):
+            raise UserError(
+                f"--{flag} {out} is or holds --{name} {given}, which would be overwritten; give another --{flag}"
+            )
 
 
 def write_text(path: str | Path, text: str) -> Path:

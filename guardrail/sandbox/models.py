@@ -29,12 +29,20 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.core.files import atomic_path, hash_file, hash_json, read_json, require_free_space, write_json
+from guardrail.core.files import (
+    atomic_path,
+    clear_leftovers,
+    hash_file,
+    hash_json,
+    read_json,
+    require_free_space,
+    write_json,
+)
 from guardrail.core.places import IMPORT_ROOT
 from guardrail.core.ranks import is_main
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
 from guardrail.sandbox.training import Example, TrainOptions, train
-from guardrail.sandbox.writer import parquet_name, remove_leftovers
+from guardrail.sandbox.writer import parquet_name
 
 STYLE = "llama2_base"
 NEEDED_BYTES = 100 * 2**20
@@ -267,7 +275,7 @@ def train_models(
         raise UserError(f"no base model of this data and seed in {out}; add base to --stages")
     require_free_space(out, NEEDED_BYTES)
     with _locks(out, [stage for stage in STAGES if stage in stages]):
-        remove_leftovers(out)
+        clear_leftovers(out)
         todo = [stage for stage in STAGES if stage in stages and not is_done(stage, out, expected[stage])]
         common = ["--data", str(data), "--out", str(out), "--seed", str(seed)]
         if row_limit is not None:

@@ -10,12 +10,11 @@ fills what a split lacks with nulls; beside it every split family is a configura
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_file, hash_json, read_json, write_json, write_jsonl, write_text
+from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_jsonl, write_text
 from guardrail.sandbox.mt_bench import build_mt_bench
 from guardrail.sandbox.splits import SPLITS, build_split
 
@@ -193,14 +192,6 @@ def is_current(out: Path, seed: int) -> bool:
     return all((out / name).is_file() and hash_file(out / name) == known for name, known in manifest["files"].items())
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of processes that no longer run (``.name.tmp-<pid>-...``)."""
-    for path in folder.glob(".*.tmp-*"):
-        pid = path.name.split(".tmp-")[1].split("-")[0]
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and path.is_file():
-            path.unlink(missing_ok=True)
-
-
 def write_sandbox(out: str | Path, seed: int = 0) -> dict[str, Any]:
     """Write all splits, the card and the MT-Bench files to ``out`` unless they are there already.
 
@@ -214,7 +205,7 @@ def write_sandbox(out: str | Path, seed: int = 0) -> dict[str, Any]:
     (out / MANIFEST).unlink(missing_ok=True)
     for folder in (out, out / "data", out / "mt_bench", out / "mt_bench" / "reference_answer"):
         if folder.is_dir():
-            remove_leftovers(folder)
+            clear_leftovers(folder)
     n_rows: dict[str, int] = {}
     names: list[str] = []
     for split in SPLITS:

@@ -41,6 +41,18 @@ def init_distributed() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
+def check_precision(config: SFTConfig) -> None:
+    """Refuse a precision that DeepSpeed refuses on this device, in its words but before a model is loaded."""
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    if config.fp16 and not device.is_fp16_supported():
+        needed = "a CPU with avx512_fp16 or amx_fp16" if device.device_name() == "cpu" else "compute capability 7.0"
+        raise UserError(f"--fp16 True is not supported on this device (DeepSpeed needs {needed}); use --bf16 True")
+    if config.bf16 and not device.is_bf16_supported():
+        raise UserError("--bf16 True is not supported on this device; use --bf16 False --fp16 True")
+
+
 def resolved_deepspeed_config(config: SFTConfig, world_size: int) -> dict[str, Any]:
     """The file's settings with what the command line decides: batch sizes, precision, clipping."""
     out = copy.deepcopy(deepspeed_config(config.ds_cfgs))

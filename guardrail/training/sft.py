@@ -24,7 +24,7 @@ from typing import Any
 
 from guardrail.core.cli import log, run
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_file, read_json, write_json, write_jsonl
+from guardrail.core.files import clear_leftovers, hash_file, keep_inputs, read_json, write_json, write_jsonl
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, world_size
 from guardrail.data.prompts import TEMPLATE_FILE
@@ -40,6 +40,7 @@ LOSS_FILE = "losses.jsonl"
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train as ``argv`` says; returns the paths written and the headline numbers."""
     config = parse_config(argv)
+    keep_inputs("output_dir", config.output_dir, paths_read(config))
     rows, eval_rows = load_all_rows(config)
     inputs = input_hashes(config, rows, eval_rows)
     mark = fingerprint(_weight_options(config), inputs)
@@ -48,6 +49,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         log(f"nothing to do: {config.output_dir} holds this run already")
         return finished
     return train(config, rows, eval_rows, inputs, mark)
+
+
+def paths_read(config: SFTConfig) -> dict[str, Path]:
+    """What the run reads, by flag (hub names are among them as paths that do not exist)."""
+    model = Path(config.model_name_or_path).expanduser()
+    out = {"model_name_or_path": model / SLICE if (model / SLICE).is_dir() else model, "ds_cfgs": Path(config.ds_cfgs)}
+    for kind in ("train", "eval"):
+        if source := getattr(config, f"{kind}_datasets"):
+            out[f"{kind}_datasets"] = Path(source)
+            if file := getattr(config, f"{kind}_data_files"):
+                out[f"{kind}_data_files"] = Path(source) / file
+    return out
 
 
 def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
@@ -117,7 +130,13 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     """Everything that needs torch: engine, loop, files."""
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
-    from guardrail.training.engine import build_engine, init_distributed, load_model, resolved_deepspeed_config
+    from guardrail.training.engine import (
+        build_engine,
+        check_precision,
+        init_distributed,
+        load_model,
+        resolved_deepspeed_config,
+    )
     from guardrail.training.evaluation import evaluation_loss
     from guardrail.training.logs import RunLog, flops_per_token, peak_memory_bytes
     from guardrail.training.loop import Trainer
@@ -125,11 +144,14 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
 
     started = time.perf_counter()
     init_distributed()
+    check_precision(config)
     output = Path(config.output_dir)
     if is_main():
         output.mkdir(parents=True, exist_ok=True)
         (output / RUN_FILE).unlink(missing_ok=True)  # the old result stops being complete before it changes
-        shutil.rmtree(output / SLICE, ignore_errors=True)
+        for old in [output / SLICE] if config.resume else output.glob("slice_*"):
+            shutil.rmtree(old, ignore_errors=True)
+        clear_leftovers(output)
     tokenizer = load_tokenizer(config.model_name_or_path, config.trust_remote_code)
     if config.label_mask == "align_anything" and tokenizer.eos_token is None:
         raise UserError("--label_mask align_anything needs a tokenizer with an EOS token")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
+from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import atomic_path, hash_json, read_json, require_free_space, write_json
+from guardrail.core.files import (
+    atomic_path,
+    clear_leftovers,
+    hash_json,
+    keep_inputs,
+    read_json,
+    require_free_space,
+    write_json,
+)
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 
 
@@ -76,3 +88,55 @@ def test_unknown_and_incomplete_checkpoints(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no weights"):
         resolve_checkpoint(tmp_path)
+
+
+SAVE_AND_HANG = """
+import sys, time
+from guardrail.core.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.mkdir()
+    (temporary / "half").write_text("x")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_cleared_and_a_living_one_s_is_not(tmp_path):
+    """`kill -9` half-way through a weight save: the temporary folder goes when somebody clears, not while it lives."""
+    command = [sys.executable, "-c", SAVE_AND_HANG, str(tmp_path / "slice_end")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    (tmp_path / "kept.tmp-1-abcdef").write_text("not hidden: not one of ours")
+    (left,) = tmp_path.glob(".slice_end.tmp-*")
+    assert clear_leftovers(tmp_path) == [] and (left / "half").is_file()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert clear_leftovers(tmp_path) == [left]
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.tmp-1-abcdef"]
+
+
+@pytest.mark.parametrize("spelling", ["itself", "holder", "relative", "dots", "link to it", "through a link"])
+def test_an_output_folder_that_holds_an_input_is_refused(spelling, tmp_path, monkeypatch):
+    model = tmp_path / "out" / "slice_end"
+    model.mkdir(parents=True)
+    (tmp_path / "out-link").symlink_to(tmp_path / "out")
+    (tmp_path / "model-link").symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    out, given = {
+        "itself": (model, model),
+        "holder": (tmp_path / "out", model),
+        "relative": ("out", model),
+        "dots": ("elsewhere/../out", "./out/../out/slice_end"),
+        "link to it": (tmp_path / "out", "model-link"),
+        "through a link": ("out-link", model),
+    }[spelling]
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match=r"--output_dir .* is or holds --model .*; give another --output_dir"):
+        keep_inputs("output_dir", out, {"model": given})
+
+
+def test_inputs_beside_above_and_on_the_hub_are_no_conflict(tmp_path):
+    (tmp_path / "model" / "slice_end").mkdir(parents=True)
+    inputs = {"model": tmp_path / "model", "data": "org/name", "eval": None}
+    for out in (tmp_path / "model-2", tmp_path / "model" / "tuned", tmp_path / "new" / "deep"):
+        keep_inputs("output_dir", out, inputs)

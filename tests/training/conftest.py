@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
-from runs import LORA, SINGLE, arguments, kill_once_resumable, train_many
+from runs import LORA, SINGLE, SharedRuns, arguments, lacks_fp16
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,29 +31,27 @@ def golden_model(tmp_path_factory, golden_tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
-def single(tmp_path_factory, golden_model) -> Path:
-    """The folder with the outputs of every run in `SINGLE` (and `again` of `plain`)."""
-    folder = tmp_path_factory.mktemp("single")
-    kill_once_resumable(folder / "resumed-z0", golden_model, **LORA)
-    kill_once_resumable(folder / "resumed-z3", golden_model, ds_cfgs="ds_z3_config.json", **LORA)
-    runs = [
-        arguments(folder / ("plain" if name == "again" else name), golden_model, **flags)
-        for name, flags in SINGLE.items()
-    ]
-    train_many(runs, folder)
-    return folder
+def single(tmp_path_factory, golden_model) -> SharedRuns:
+    """Outputs of every run in `SINGLE` (and `again` of `plain`)."""
+    shared = SharedRuns(tmp_path_factory.mktemp("single"))
+    shared.kill_once_resumable("resumed-z0", golden_model, **LORA)
+    shared.kill_once_resumable("resumed-z3", golden_model, ds_cfgs="ds_z3_config.json", **LORA)
+    wanted = [("plain" if name == "again" else name, flags) for name, flags in SINGLE.items()]
+    if lacks_fp16():
+        wanted = [(name, flags) for name, flags in wanted if not flags.get("fp16")]
+    shared.train([(name, arguments(shared.folder / name, golden_model, **flags)) for name, flags in wanted])
+    return shared
 
 
 @pytest.fixture(scope="session")
-def double(tmp_path_factory, golden_model) -> Path:
+def double(tmp_path_factory, golden_model) -> SharedRuns:
     """Outputs of two ranks at ZeRO 2 and 3."""
-    folder = tmp_path_factory.mktemp("double")
+    shared = SharedRuns(tmp_path_factory.mktemp("double"))
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     common = {"per_device_train_batch_size": 16, "train_size": 99, "epochs": 2}
-    runs = [
-        arguments(folder / f"z{stage}", golden_model, ds_cfgs=f"ds_z{stage}_config.json", **common) for stage in (2, 3)
-    ]
-    train_many(runs, folder, ranks=2, port=port)
-    return folder
+    stages = {f"z{stage}": f"ds_z{stage}_config.json" for stage in (2, 3)}
+    runs = [(z, arguments(shared.folder / z, golden_model, ds_cfgs=file, **common)) for z, file in stages.items()]
+    shared.train(runs, ranks=2, port=port)
+    return shared

@@ -48,24 +48,70 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 DRIVER = """
 import json, sys, traceback
+from pathlib import Path
 from guardrail.training.sft import main
-for argv in json.load(open(sys.argv[1])):
-    main(argv)
+for number, argv in enumerate(json.load(open(sys.argv[1]))):
+    try:
+        main(argv)
+    except BaseException:
+        Path(sys.argv[2]).joinpath(f"failure-{number}.txt").write_text(traceback.format_exc())
 """
 
 
-def train_many(runs: list[list[str]], folder: Path, ranks: int = 1, port: int | None = None) -> None:
-    """Several trainings one after another in one process per rank: the libraries are imported once."""
-    plan = folder / f"plan-{ranks}.json"
-    plan.write_text(json.dumps(runs))
-    command = [sys.executable, "-c", DRIVER, str(plan)]
-    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        start(command, **({} if ranks == 1 else {"RANK": str(i), "LOCAL_RANK": str(i), **shared})) for i in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=500) for process in processes]
-    for process, (_, stderr) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, stderr
+class SharedRuns:
+    """Outputs of runs that several tests look at: `shared / name` is a folder, and an error if that run failed.
+
+    One failing run fails the tests that use it and no other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: dict[str, str] = {}
+
+    def __truediv__(self, name: str) -> Path:
+        if name in self.problems:
+            raise AssertionError(f"the shared run {name} failed:\n{self.problems[name]}")
+        return self.folder / name
+
+    def kill_once_resumable(self, name: str, model: Path, **flags) -> None:
+        """Start a run and kill it with -9 as soon as a resumable state is whole."""
+        output = self.folder / name
+        process = start([sys.executable, "-m", "guardrail.training.sft", *arguments(output, model, **flags)])
+        state = output / "checkpoint" / "state.json"
+        deadline = time.time() + 300
+        while not state.is_file() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        _, stderr = process.communicate()
+        if not state.is_file() or (output / "run.json").exists():
+            self.problems[name] = f"too late or too early to kill\n{stderr}"
+
+    def train(self, runs: list[tuple[str, list[str]]], ranks: int = 1, port: int | None = None) -> None:
+        """Trainings (name, arguments) one after another in one process per rank: libraries are imported once."""
+        plan = self.folder / f"plan-{ranks}.json"
+        plan.write_text(json.dumps([argv for _, argv in runs]))
+        command = [sys.executable, "-c", DRIVER, str(plan), str(self.folder)]
+        shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes = [
+            start(command, **({} if ranks == 1 else {"RANK": str(i), "LOCAL_RANK": str(i), **shared}))
+            for i in range(ranks)
+        ]
+        errors = [process.communicate(timeout=500)[1] for process in processes]
+        for number, (name, _) in enumerate(runs):
+            failure = self.folder / f"failure-{number}.txt"
+            if failure.is_file():
+                self.problems.setdefault(name, failure.read_text())
+            elif not (self.folder / name / "run.json").is_file():
+                self.problems.setdefault(name, "\n".join(errors))
+
+
+def lacks_fp16() -> str:
+    """Why DeepSpeed does not train in float16 here; empty where it does."""
+    import torch
+
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return ""
+    return "needs a CPU with half-precision matrix products (avx512_fp16 or amx_fp16)"
 
 
 def losses(output: Path) -> list[float]:
@@ -107,15 +153,3 @@ SINGLE = {
     "resumed-z0": {**LORA, "resume": True},
     "resumed-z3": {**LORA, "resume": True, "ds_cfgs": "ds_z3_config.json"},
 }
-
-
-def kill_once_resumable(output: Path, model: Path, **flags) -> None:
-    """Start a run and kill it with -9 as soon as a resumable state is whole."""
-    process = start([sys.executable, "-m", "guardrail.training.sft", *arguments(output, model, **flags)])
-    state = output / "checkpoint" / "state.json"
-    deadline = time.time() + 300
-    while not state.is_file() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert state.is_file() and not (output / "run.json").exists(), "too late or too early to kill"

@@ -109,10 +109,39 @@ def test_zero_3_with_offload_and_gradient_checkpointing_equals_zero_0(single):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_follows_float32(dtype, single):
+    if dtype == "fp16" and (reason := runs.lacks_fp16()):
+        pytest.skip(reason)
     half, full = runs.losses(single / dtype), runs.losses(single / "plain")
     assert half == pytest.approx(full, rel=0.02) and half != full
     saved = json.loads((single / dtype / "slice_end" / "config.json").read_text())["dtype"]
     assert saved == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+
+
+@pytest.mark.slow
+def test_fp16_is_refused_in_one_line_where_deepspeed_refuses_it(tmp_path, golden_model):
+    """Before the model is loaded, and before anything of an older run is removed."""
+    if not runs.lacks_fp16():
+        pytest.skip("this CPU trains in float16")
+    (tmp_path / "out" / "slice_end").mkdir(parents=True)
+    arguments = runs.arguments(tmp_path / "out", golden_model, fp16=True)
+    process = runs.start([sys.executable, "-m", "guardrail.training.sft", *arguments])
+    _, stderr = process.communicate(timeout=400)
+    assert process.returncode == 2 and "Traceback" not in stderr
+    assert "error: --fp16 True is not supported on this device" in stderr.splitlines()[-1]
+    assert "use --bf16 True" in stderr and (tmp_path / "out" / "slice_end").is_dir()
+
+
+@pytest.mark.slow
+def test_one_failing_shared_run_fails_only_the_tests_that_use_it(tmp_path, golden_model):
+    shared = runs.SharedRuns(tmp_path)
+    names = {"bad": {"learning_rate": 2}, "good": {"max_steps": 1}, "twice": {"max_steps": 1}}
+    wanted = [(name, runs.arguments(tmp_path / name, golden_model, **flags)) for name, flags in names.items()]
+    shared.train([*wanted, ("twice", ["--epochs", "x"])])
+    with pytest.raises(AssertionError, match=r"(?s)shared run bad failed.*--learning_rate 2\.0 is out of range"):
+        _ = shared / "bad"
+    with pytest.raises(AssertionError, match="shared run twice failed"):
+        _ = shared / "twice"
+    assert len(runs.losses(shared / "good")) == 1
 
 
 @pytest.mark.slow
