@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import zipfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from guardrail.data.prompts import IGNORE_INDEX, TEMPLATE_FILE, encode_supervise
 from guardrail.data.rows import Row, hash_rows, load_rows
 
 CACHE_VERSION = 1  # raise when the meaning of a cached array changes
+ARRAYS = ("ids", "offsets", "spans", "full_lengths")
 ROWS_PER_WORKER = 2000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "vocab.json")
 
@@ -118,21 +121,46 @@ def encode_align_anything(
 
 def encode_rows(
     rows: list[Row], tokenizer: Any, style: str, max_length: int, label_mask: str, train_on: str
-) -> list[tuple[list[int], list[tuple[int, int]], int]]:
-    """``(ids, spans, full length)`` per row."""
-    out = []
-    for row in rows:
+) -> TokenisedRows:
+    """The rows' ids and spans. A token takes 4 bytes from the start: a list of numbers would take 36."""
+    ids, offsets, spans, full_lengths = array("i"), array("q", [0]), array("q"), array("q")
+    for number, row in enumerate(rows):
         if label_mask == "align_anything":
-            ids, span, full = encode_align_anything(tokenizer, style, row["messages"], max_length)
-            out.append((ids, [span], full))
-            continue
-        try:
-            example = encode_supervised(tokenizer, style, row["messages"], max_length)
-        except UserError as error:
-            raise UserError(f"row {row['id']}: {error}") from error
-        spans = example.answer_spans if train_on == "all_assistant_turns" else example.answer_spans[-1:]
-        out.append((example.input_ids, [span for span in spans if span[0] < span[1]], example.n_tokens_full))
-    return out
+            tokens, span, full = encode_align_anything(tokenizer, style, row["messages"], max_length)
+            trained = [span]
+        else:
+            try:
+                example = encode_supervised(tokenizer, style, row["messages"], max_length)
+            except UserError as error:
+                raise UserError(f"row {row['id']}: {error}") from error
+            tokens, full = example.input_ids, example.n_tokens_full
+            answers = example.answer_spans if train_on == "all_assistant_turns" else example.answer_spans[-1:]
+            trained = [span for span in answers if span[0] < span[1]]
+        ids.extend(tokens)
+        offsets.append(len(ids))
+        for start, end in trained:
+            spans.extend((number, start, end))
+        full_lengths.append(full)
+    return TokenisedRows(
+        np.frombuffer(ids, dtype=np.int32),
+        np.frombuffer(offsets, dtype=np.int64),
+        np.frombuffer(spans, dtype=np.int64).reshape(-1, 3),
+        np.frombuffer(full_lengths, dtype=np.int64),
+        tuple(row["id"] for row in rows),
+    )
+
+
+def join(parts: list[TokenisedRows]) -> TokenisedRows:
+    """Rows of all parts, in order."""
+    n_rows = np.cumsum([0] + [len(part) for part in parts])
+    n_tokens = np.cumsum([0] + [part.ids.size for part in parts])
+    return TokenisedRows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([[0], *(part.offsets[1:] + n for part, n in zip(parts, n_tokens, strict=False))]),
+        np.concatenate([np.add(part.spans, [n, 0, 0]) for part, n in zip(parts, n_rows, strict=False)]),
+        np.concatenate([part.full_lengths for part in parts]),
+        tuple(row_id for part in parts for row_id in part.row_ids),
+    )
 
 
 def tokenise(
@@ -188,7 +216,7 @@ def _chunks(rows: list[Row], count: int) -> Iterator[list[Row]]:
         yield rows[start : start + size]
 
 
-def _encode_parallel(rows: list[Row], tokenizer: Any, options: dict[str, Any], workers: int | None) -> list[Any]:
+def _encode_parallel(rows: list[Row], tokenizer: Any, options: dict[str, Any], workers: int | None) -> TokenisedRows:
     arguments = (options["style"], options["max_length"], options["label_mask"], options["train_on"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or max(1, min(cores, len(rows) // ROWS_PER_WORKER))
@@ -196,29 +224,18 @@ def _encode_parallel(rows: list[Row], tokenizer: Any, options: dict[str, Any], w
         return encode_rows(rows, tokenizer, *arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers must not share its thread pool
     with multiprocessing.get_context("fork").Pool(count) as pool:
-        parts = pool.starmap(encode_rows, [(chunk, tokenizer, *arguments) for chunk in _chunks(rows, count)])
-    return [item for part in parts for item in part]
+        return join(pool.starmap(encode_rows, [(chunk, tokenizer, *arguments) for chunk in _chunks(rows, count)]))
 
 
-def _write_cache(file: Path, encoded: list[tuple[list[int], list[tuple[int, int]], int]]) -> None:
-    lengths = [len(ids) for ids, _, _ in encoded]
-    spans = [(row, start, end) for row, (_, pairs, _) in enumerate(encoded) for start, end in pairs]
+def _write_cache(file: Path, encoded: TokenisedRows) -> None:
     with atomic_path(file) as temporary, open(temporary, "wb") as handle:
-        np.savez(
-            handle,
-            ids=np.array([token for ids, _, _ in encoded for token in ids], dtype=np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            spans=np.array(spans, dtype=np.int64).reshape(-1, 3),
-            full_lengths=np.array([full for _, _, full in encoded], dtype=np.int64),
-        )
+        np.savez(handle, **{name: getattr(encoded, name) for name in ARRAYS})
 
 
 def _read_cache(file: Path, rows: list[Row]) -> TokenisedRows | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return TokenisedRows(
-                *(arrays[name] for name in ("ids", "offsets", "spans", "full_lengths")),
-                row_ids=tuple(row["id"] for row in rows),
-            )
-    except (OSError, ValueError, KeyError):
+            ids, offsets, spans, full_lengths = (arrays[name] for name in ARRAYS)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+    return TokenisedRows(ids, offsets, spans, full_lengths, tuple(row["id"] for row in rows))

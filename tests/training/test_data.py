@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import toy
@@ -9,14 +11,14 @@ import toy
 from guardrail.core.errors import UserError
 from guardrail.data.rows import normalise_rows
 from guardrail.training import data as training_data
-from guardrail.training.data import load_training_rows, tokenise
+from guardrail.training.data import encode_rows, load_training_rows, tokenise
 from guardrail.training.sft import drop_untrained
 
 OPTIONS = {"style": "llama2_base", "max_length": toy.MAX_LENGTH}
 
 
 def same(one, two) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "offsets", "spans"))
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in training_data.ARRAYS)
 
 
 def test_the_cache_is_keyed_on_content_and_options(golden_tokenizer, tmp_path, monkeypatch):
@@ -31,11 +33,34 @@ def test_the_cache_is_keyed_on_content_and_options(golden_tokenizer, tmp_path, m
     assert len(list((tmp_path / "tokens").glob("*.npz"))) == 3
 
 
-def test_workers_give_the_same_rows(golden_tokenizer, tmp_path):
+def test_a_cut_short_cache_file_is_written_again(golden_tokenizer, tmp_path):
+    rows = normalise_rows(toy.golden_rows()[:10])
+    first = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    (file,) = (tmp_path / "tokens").glob("*.npz")
+    whole = file.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        assert same(first, tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS))
+
+
+def test_encoding_holds_a_token_in_few_bytes(golden_tokenizer):
+    """Lists of Python numbers would take 36 bytes a token until the cache is written."""
+    rows = normalise_rows([{"id": str(i), "prompt": "Hi.", "response": "Hello there. " * 500} for i in range(40)])
+    tracemalloc.start()
+    data = encode_rows(rows, golden_tokenizer, "llama2_base", 10**6, "exact", "last_assistant_turn")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    longest = int(data.lengths.max())
+    assert data.ids.dtype == np.int32 and len(data.ids) > 20 * longest
+    assert peak - 60 * longest < 12 * len(data.ids)
+
+
+@pytest.mark.parametrize("train_on", ["last_assistant_turn", "all_assistant_turns"])
+def test_workers_give_the_same_rows(train_on, golden_tokenizer, tmp_path):
     rows = normalise_rows(toy.golden_rows())
-    one = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "1"), workers=1, **OPTIONS)
-    three = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "3"), workers=3, **OPTIONS)
-    assert same(one, three)
+    one = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "1"), workers=1, train_on=train_on, **OPTIONS)
+    three = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path / "3"), workers=3, train_on=train_on, **OPTIONS)
+    assert same(one, three) and one.row_ids == three.row_ids
 
 
 def test_long_rows_are_cut_and_answerless_rows_dropped_by_name(golden_tokenizer, tmp_path):

@@ -35,7 +35,7 @@ def test_the_exact_mask_differs_only_by_the_one_token_too_many(key, tmp_path):
     seen_off_by_one = False
     for golden, row in zip(GOLDEN_IDS["ids"][key], toy.golden_rows(), strict=False):
         encoded = encode_rows([row], tokenizer, style, GOLDEN_IDS["max_length"], "exact", "last_assistant_turn")
-        ids, spans, _ = encoded[0]
+        ids, spans = encoded.input_ids(0).tolist(), encoded.spans[:, 1:].tolist()
         assert ids == golden["input_ids"]
         if not spans:  # the answer was cut away
             assert golden["n_masked"] == len(ids)
