@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from guardrail.core.errors import UserError
 from guardrail.training.config import SFTConfig, deepspeed_config
 
 NO_DECAY = ("bias", "norm.weight", "layer_norm.weight", "layernorm.weight", "ln_f.weight")

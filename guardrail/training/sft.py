@@ -113,6 +113,15 @@ def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:
     return {**record["summary"], "skipped": True} if record["run"].get("fingerprint") == mark else None
 
 
+def make_room(output: Path, resume: bool) -> None:
+    """Nothing can be refused any more: the old result stops being complete before anything of it changes."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RUN_FILE).unlink(missing_ok=True)
+    for old in [output / SLICE] if resume else output.glob("slice_*"):  # resumed: earlier slices are this run's own
+        shutil.rmtree(old, ignore_errors=True)
+    clear_leftovers(output)
+
+
 def drop_untrained(data: TokenisedRows) -> tuple[TokenisedRows, list[str]]:
     """Rows with at least one labelled token, and the ids of the others. Raises ``UserError`` when none is left."""
     import numpy as np
@@ -146,12 +155,6 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     init_distributed()
     check_precision(config)
     output = Path(config.output_dir)
-    if is_main():
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RUN_FILE).unlink(missing_ok=True)  # the old result stops being complete before it changes
-        for old in [output / SLICE] if config.resume else output.glob("slice_*"):
-            shutil.rmtree(old, ignore_errors=True)
-        clear_leftovers(output)
     tokenizer = load_tokenizer(config.model_name_or_path, config.trust_remote_code)
     if config.label_mask == "align_anything" and tokenizer.eos_token is None:
         raise UserError("--label_mask align_anything needs a tokenizer with an EOS token")
@@ -168,6 +171,8 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     ds_config = resolved_deepspeed_config(config, world_size())
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
+    if is_main():
+        make_room(output, config.resume)
     attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
     trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None)
     per_epoch = trainer.steps_per_epoch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import pytest
 import runs
@@ -51,3 +52,36 @@ def test_an_output_folder_with_an_input_in_it_is_refused_and_nothing_is_removed(
     with pytest.raises(UserError, match=rf"is or holds --{named} .*; give another --output_dir"):
         sft.main(arguments)
     assert sorted(places.rglob("*")) == before
+
+
+def test_a_new_run_takes_away_what_an_old_one_left(tmp_path):
+    """Intermediate weights and a half-written folder of a process that is gone; a resumed run keeps its own slices."""
+    gone = tmp_path / f".slice_end.tmp-{2**22 + 1}-abcdef"  # above the largest process number
+    for resume, left in ((True, ["slice_3"]), (False, [])):
+        for folder in ("slice_end", "slice_3", gone.name):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "model.safetensors").write_text("x")
+        (tmp_path / "run.json").write_text("{}")
+        sft.make_room(tmp_path, resume)
+        assert [file.name for file in tmp_path.iterdir()] == left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_model_with_a_missing_tensor_is_refused_and_the_old_result_stays(stage, tmp_path, golden_model):
+    """Its place would be filled with random numbers, also where ZeRO 3 loads piece by piece."""
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(golden_model, broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "out" / "slice_end").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text('{"run": {}, "summary": {}}')
+    arguments = runs.arguments(tmp_path / "out", broken, ds_cfgs=f"ds_z{stage}_config.json")
+    process = runs.start([sys.executable, "-m", "guardrail.training.sft", *arguments])
+    _, stderr = process.communicate(timeout=400)
+    assert process.returncode == 2 and "Traceback" not in stderr
+    assert "1 tensors missing: model.layers.1.mlp.down_proj.weight" in stderr.splitlines()[-1]
+    assert (tmp_path / "out" / "slice_end").is_dir() and (tmp_path / "out" / "run.json").is_file()
