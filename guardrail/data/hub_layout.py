@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,25 @@ def own_table(rows: list[Row]) -> Any:
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             columns.append(pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values]))
     return pa.table(columns, names=names)
+
+
+def keep_sources(folder: Path, split: str, sources: Mapping[str, tuple[str | None, str | None]]) -> None:
+    """Refuse to write ``split`` over what is read, or a card over a README.md that is somebody else's.
+
+    ``sources`` maps a flag to its path (or hub name) and the split that is read from it. Raises ``UserError``.
+    """
+    written = parquet_path(folder, split)
+    for flag, (given, read) in sources.items():
+        path = Path(given or "").expanduser()
+        if given and path.exists() and folder.exists():
+            itself = written.exists() and (path.samefile(written) or (path.samefile(folder) and read is None))
+            if itself or (path.samefile(folder) and read == split):
+                raise UserError(
+                    f"--out {folder} would overwrite split {split} of --{flag} {given}, which is read; "
+                    "give another --out or another split"
+                )
+    if (folder / "README.md").is_file() and not (folder / MANIFESTS).is_dir():
+        raise UserError(f"--out {folder} has a README.md that is not this program's; give another --out")
 
 
 def write_split(folder: Path, split: str, table: Any, manifest: dict[str, Any]) -> Path:

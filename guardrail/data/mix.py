@@ -15,7 +15,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.data.hub_layout import finished_split, mixed_table, parquet_path, plain_row, write_split
+from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, parquet_path, plain_row, write_split
 from guardrail.data.rows import Row, hash_rows, load_rows
 
 SIMILARITIES = ("high", "low", "random", "full", "none")
@@ -83,6 +83,8 @@ def mix(config: MixConfig) -> dict[str, Any]:
     chosen = choose(safety, config.sim, size, config.seed)
     split = config.split or split_name(config.task, config.sim, size)
     folder = Path(config.out)
+    read = {"instruct": (config.instruct, config.instruct_split), "safety": (config.safety, config.safety_split)}
+    keep_sources(folder, split, read)
     options = {key: value for key, value in asdict(config).items() if key not in ("out", "instruct", "safety")}
     inputs = {"instruct": hash_rows(instruct), "safety": hash_rows(chosen), "version": VERSION}
     mark = fingerprint(options, inputs)

@@ -11,7 +11,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file, write_json
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.benches import HEX_PHI_CATEGORIES
-from guardrail.data.hub_layout import finished_split, own_table, write_split
+from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
 from guardrail.data.hub_probe import dataset_revision, local_copy_step
 from guardrail.data.mix import MixConfig, mix
 from guardrail.data.rows import Row, hash_rows, list_splits, load_rows, normalise_rows
@@ -141,6 +141,7 @@ def _category_number(file: Path) -> int:
 def prepare_split(config: PrepareConfig, source: Source, split: str, read: str | None, revision: str | None) -> int:
     """Write one split; returns its row count."""
     folder = Path(config.out)
+    keep_sources(folder, split, {"source": (config.source, read)})
     rows = read_rows(config, source, read, revision)
     n_read = len(rows)
     kept = [row for row in rows if source.keep is None or source.keep(row)]

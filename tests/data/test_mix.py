@@ -97,6 +97,23 @@ def test_too_large_a_size_is_refused_and_nothing_is_written(sources, tmp_path):
         parse_size("many")
 
 
+def test_what_is_read_is_never_overwritten(sources, tmp_path):
+    """Neither the split (by its folder, its file or a link) nor a README.md that somebody else wrote."""
+    first = mix(config(sources, tmp_path / "out", sim="none", size=None, split="train"))
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    before = Path(first["file"]).read_bytes()
+    for given, read in ((tmp_path / "out", "train"), (tmp_path / "link", "train"), (first["file"], None)):
+        again = config((given, sources[1]), tmp_path / "out", instruct_split=read, split="train")
+        with pytest.raises(UserError, match="would overwrite split train of --instruct"):
+            mix(again)
+    assert Path(first["file"]).read_bytes() == before
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_text("My notes.")
+    with pytest.raises(UserError, match="not this program's"):
+        mix(config(sources, tmp_path / "theirs"))
+    assert [file.name for file in (tmp_path / "theirs").iterdir()] == ["README.md"]
+
+
 def test_names_of_the_paper():
     assert split_name("alpaca", "high", parse_size("5k")) == "train_alpaca_high_sim_5k"
     assert split_name("list", "low", parse_size("1000")) == "train_list_low_sim_1k"

@@ -33,6 +33,19 @@ def test_beavertails_keeps_safe_rows_and_says_how_many(tmp_path, name, expected)
     assert rows[0]["category"]["animal_abuse"] is False  # the source's own columns stay
 
 
+def test_a_downloaded_copy_is_never_overwritten(tmp_path):
+    """`--out` equal to `--source`: the copy's rows and its card would be replaced by what is left of them."""
+    write_jsonl(tmp_path / "copy" / "data" / "train.jsonl", BEAVERTAILS)
+    (tmp_path / "copy" / "README.md").write_text("# BeaverTails")
+    for out in ("copy", "copy/../copy"):
+        with pytest.raises(UserError, match="give another --out"):
+            prepare(PrepareConfig("beavertails", str(tmp_path / out), str(tmp_path / "copy" / "data" / "train.jsonl")))
+    assert (tmp_path / "copy" / "README.md").read_text() == "# BeaverTails"
+    own = prepare(PrepareConfig("beavertails", str(tmp_path / "own"), str(tmp_path / "copy" / "data" / "train.jsonl")))
+    with pytest.raises(UserError, match="would overwrite split train of --source"):
+        prepare(PrepareConfig("alpaca", str(tmp_path / "own"), own["dataset"]))
+
+
 def test_hex_phi_from_its_headerless_files(tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -70,6 +70,8 @@ def extract_representations(
     if old is not None and old.get("fingerprint") == print_ and _whole(store, old, export):
         log(f"{store} is up to date: {old['n_rows']} rows, {', '.join(old['views'])}")
         return {**old, "reused": True}
+    if old is None and (store / stores.MANIFEST).exists():
+        raise UserError(f"{store} has a manifest.json of something else; choose another --output_dir")
     if old is not None and old.get("source") != source and not overwrite:
         raise UserError(
             f"{store} holds representations of other data ({old['source']['path']}, split {old['source']['split']}); "

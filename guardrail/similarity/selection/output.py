@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, hash_file, read_json, write_json, write_jsonl
 from guardrail.data.rows import Row
 
@@ -35,6 +36,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def keep_rows(written: Path, read: Iterable[str | None]) -> None:
+    """Refuse to write a subset over rows that the selection reads (a pool that is itself a selected file)."""
+    for path in read:
+        if path and written.exists() and os.path.exists(path) and os.path.samefile(path, written):
+            raise UserError(f"{written} is read by this selection and would be overwritten; give another output folder")
 
 
 def save_array(path: Path, array: Array) -> Path:

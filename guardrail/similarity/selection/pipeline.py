@@ -99,6 +99,8 @@ def select(config: SelectionConfig) -> dict[str, Any]:
     if config.anchor_data is not None:
         inputs["anchors"] = hash_rows(load_rows(config.anchor_data, split=config.anchor_split))
     stems = {name: file_stem(name, n_pool if name == "full" else config.select_n) for name in config.selectors}
+    for stem in stems.values():
+        output.keep_rows(folder / f"{stem}.jsonl", (config.pool_data, config.anchor_data))
     prints = {name: fingerprint(subset_config(config, name), inputs) for name in config.selectors}
     sweep_print = fingerprint({**asdict(config), "folder": None}, inputs) if config.sweep else None
     reused = all(output.is_current(folder, stems[name], prints[name]) for name in config.selectors)

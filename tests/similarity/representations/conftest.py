@@ -28,12 +28,14 @@ def rows():
 def extract(tiny_model, tmp_path):
     """``extract(rows, name="store", batch_tokens=..., **options) -> (store folder, manifest)``."""
 
-    def run(rows, name="store", model=None, batch_tokens=None, path="rows.jsonl", **options):
+    def run(rows, name="store", model=None, batch_tokens=None, path="rows.jsonl", overwrite=False, **options):
         model = str(model or tiny_model)
         facts = o.model_facts(model)
         resolved = o.resolve_options(facts, **options)
         store = tmp_path / name
         source = {"path": path, "split": None, "name": None, "limit": None}
-        return store, extract_representations(rows, source, model, resolved, facts, store, batch_tokens)
+        return store, extract_representations(
+            rows, source, model, resolved, facts, store, batch_tokens, overwrite=overwrite
+        )
 
     return run

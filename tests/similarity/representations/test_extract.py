@@ -215,6 +215,16 @@ def test_another_data_set_does_not_silently_replace_a_store(extract, rows):
         extract(rows[:3], path="b.jsonl")
 
 
+def test_a_folder_with_another_manifest_is_left_alone(extract, rows):
+    """A data-set folder has a manifest.json of its own, which `--overwrite True` must not take away either."""
+    store, _ = extract(rows)
+    (store / "manifest.json").write_text('{"what": "MT-Bench"}')
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"manifest\.json of something else"):
+            extract(rows, overwrite=overwrite)
+    assert (store / "manifest.json").read_text() == '{"what": "MT-Bench"}'
+
+
 def test_resumed_equals_uninterrupted_and_does_no_shard_twice(extract, rows, monkeypatch):
     whole, _ = extract(rows, "whole")
     written = []

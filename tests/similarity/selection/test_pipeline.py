@@ -207,6 +207,20 @@ def test_wrong_shapes_name_both_numbers(main, files):
         main(paper(files))
 
 
+def test_rows_that_are_read_are_never_overwritten(main, files):
+    """The best 10 of a selection of 60, into the folder that the 60 came from: the pool would become its own subset."""
+    first = main(paper(files))
+    folder = files / os.path.basename(first["folder"])
+    (folder / "top10.jsonl").write_bytes((files / "pool.jsonl").read_bytes())
+    (files / "link.jsonl").symlink_to(folder / "top10.jsonl")
+    before = (folder / "top10.jsonl").read_bytes()
+    for pool in (folder / "top10.jsonl", files / "link.jsonl"):
+        arguments = [str(pool) if part == str(files / "pool.jsonl") else part for part in paper(files)]
+        with pytest.raises(UserError, match=r"top10\.jsonl is read by this selection and would be overwritten"):
+            main(arguments)
+    assert (folder / "top10.jsonl").read_bytes() == before
+
+
 def test_a_store_of_other_rows_is_refused(main, files, tiny_model):
     from guardrail.similarity.representations import options as o
     from guardrail.similarity.representations.extract import extract_representations
