@@ -10,13 +10,14 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, boolean, fraction, positive_int
+from guardrail.core.cli import Parser, fraction, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json
+from guardrail.core.options import add_options, decisive, option, options_of, read_options
 from guardrail.core.places import DEEPSPEED_FOLDER
 
 SCHEDULERS = (
@@ -75,104 +76,124 @@ def choice(kind: str, names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def _option(default: Any, parse: Callable[[str], Any], text: str, only: bool = False) -> Any:
-    """A field with its parser and help; ``only`` marks keys whose single supported value is the default."""
-    metadata = {"parse": parse, "help": text, "only": only}
-    if isinstance(default, tuple):
-        return field(default_factory=lambda: default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """The resolved configuration of one training run."""
 
     # model
-    model_name_or_path: str = _option("", str, "base model: a folder (or one that holds slice_end/) or a hub name")
-    model_max_length: int = _option(4096, positive_int, "longest sequence in tokens; longer rows are cut and counted")
-    trust_remote_code: bool = _option(False, boolean, "run code that comes with the model (align-anything: True)")
+    model_name_or_path: str = option(
+        help="base model: a folder (or one that holds slice_end/) or a hub name", decides=False
+    )
+    model_max_length: int = option(
+        4096, "longest sequence in tokens; longer rows are cut and counted", parse=positive_int
+    )
+    trust_remote_code: bool = option(False, "run code that comes with the model (align-anything: True)")
     # data
-    train_datasets: str = _option("", str, "a data file, a data-set folder in the hub's layout, or a hub name")
-    train_template: str = _option("", str, "data-set formatter of configs/template.py, such as UltraChat")
-    train_split: str | None = _option(None, optional_text, "split of train_datasets")
-    train_name: str | None = _option(None, optional_text, "configuration of the data set")
-    train_size: int | None = _option(None, optional_int, "use only the first rows")
-    train_data_files: str | None = _option(None, optional_text, "one file inside train_datasets, instead of a split")
-    train_optional_args: tuple = _option((), text_list, "positional arguments of load_dataset", only=True)
-    eval_datasets: str | None = _option(None, optional_text, "data set for the evaluation loss; none: no evaluation")
-    eval_template: str | None = _option(None, optional_text, "formatter of eval_datasets; default: train_template")
-    eval_split: str | None = _option(None, optional_text, "split of eval_datasets")
-    eval_subset: str | None = _option(None, optional_text, "configuration of eval_datasets")
-    eval_size: int | None = _option(None, optional_int, "use only the first evaluation rows")
-    eval_data_files: str | None = _option(None, optional_text, "one file inside eval_datasets, instead of a split")
-    eval_optional_args: tuple = _option((), text_list, "positional arguments of load_dataset", only=True)
+    train_datasets: str = option(
+        help="a data file, a data-set folder in the hub's layout, or a hub name", decides=False
+    )
+    train_template: str = option(help="data-set formatter of configs/template.py, such as UltraChat")
+    train_split: str | None = option(None, "split of train_datasets", parse=optional_text)
+    train_name: str | None = option(None, "configuration of the data set", parse=optional_text)
+    train_size: int | None = option(None, "use only the first rows", parse=optional_int)
+    train_data_files: str | None = option(
+        None, "one file inside train_datasets, instead of a split", parse=optional_text
+    )
+    train_optional_args: tuple[str, ...] = option(
+        (), "positional arguments of load_dataset", parse=text_list, only=True
+    )
+    eval_datasets: str | None = option(
+        None, "data set for the evaluation loss; none: no evaluation", parse=optional_text, decides=False
+    )
+    eval_template: str | None = option(None, "formatter of eval_datasets; default: train_template", parse=optional_text)
+    eval_split: str | None = option(None, "split of eval_datasets", parse=optional_text)
+    eval_subset: str | None = option(None, "configuration of eval_datasets", parse=optional_text)
+    eval_size: int | None = option(None, "use only the first evaluation rows", parse=optional_int)
+    eval_data_files: str | None = option(None, "one file inside eval_datasets, instead of a split", parse=optional_text)
+    eval_optional_args: tuple[str, ...] = option((), "positional arguments of load_dataset", parse=text_list, only=True)
     # optimisation
-    epochs: int = _option(1, positive_int, "passes over the data")
-    seed: int = _option(42, natural, "seed of dropout and LoRA initialisation; the row order has data_seed")
-    per_device_train_batch_size: int = _option(1, positive_int, "rows (packed: sequences) per rank and micro-batch")
-    per_device_eval_batch_size: int = _option(1, positive_int, "evaluation rows per rank and batch")
-    gradient_accumulation_steps: int = _option(1, positive_int, "micro-batches per optimizer step")
-    gradient_checkpointing: bool = _option(True, boolean, "recompute activations in the backward pass: less memory")
-    learning_rate: float = _option(2e-5, float, "peak learning rate")
-    lr_scheduler_type: str = _option("constant", choice("lr_scheduler_type", SCHEDULERS), f"one of {SCHEDULERS}")
-    lr_warmup_ratio: float = _option(0.03, fraction, "share of steps spent warming up (not used by constant)")
-    weight_decay: float = _option(0.0, float, "AdamW weight decay, not applied to biases and norms")
-    adam_betas: tuple = _option((0.9, 0.95), pair_of_floats, "AdamW betas")
-    adam_epsilon: float = _option(1e-8, float, "AdamW epsilon (align-anything accepts it and does not pass it on)")
-    max_grad_norm: float = _option(1.0, float, "gradient clipping; 0: none")
-    bf16: bool = _option(True, boolean, "train in bfloat16 with float32 master weights")
-    fp16: bool = _option(False, boolean, "train in float16 with dynamic loss scaling; with bf16 False too: float32")
-    ds_cfgs: str = _option("ds_z3_config.json", str, "DeepSpeed file: a name in configs/deepspeed or a path")
-    eval_strategy: str = _option("steps", choice("eval_strategy", ("steps", "epoch")), "when to evaluate")
-    eval_interval: int = _option(10, positive_int, "optimizer steps between evaluations with eval_strategy steps")
+    epochs: int = option(1, "passes over the data", parse=positive_int)
+    seed: int = option(42, "seed of dropout and LoRA initialisation; the row order has data_seed", parse=natural)
+    per_device_train_batch_size: int = option(
+        1, "rows (packed: sequences) per rank and micro-batch", parse=positive_int
+    )
+    per_device_eval_batch_size: int = option(1, "evaluation rows per rank and batch", parse=positive_int, decides=False)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", parse=positive_int)
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass: less memory")
+    learning_rate: float = option(2e-5, "peak learning rate")
+    lr_scheduler_type: str = option("constant", f"one of {SCHEDULERS}", parse=choice("lr_scheduler_type", SCHEDULERS))
+    lr_warmup_ratio: float = option(0.03, "share of steps spent warming up (not used by constant)", parse=fraction)
+    weight_decay: float = option(0.0, "AdamW weight decay, not applied to biases and norms")
+    adam_betas: tuple[float, float] = option((0.9, 0.95), "AdamW betas", parse=pair_of_floats)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon (align-anything accepts it and does not pass it on)")
+    max_grad_norm: float = option(1.0, "gradient clipping; 0: none")
+    bf16: bool = option(True, "train in bfloat16 with float32 master weights")
+    fp16: bool = option(False, "train in float16 with dynamic loss scaling; with bf16 False too: float32")
+    ds_cfgs: str = option("ds_z3_config.json", "DeepSpeed file: a name in configs/deepspeed or a path")
+    eval_strategy: str = option("steps", "when to evaluate", parse=choice("eval_strategy", ("steps", "epoch")))
+    eval_interval: int = option(10, "optimizer steps between evaluations with eval_strategy steps", parse=positive_int)
     # this project's own
-    prompt_style: str = _option("llama2_base", str, "prompt style of configs/template.py")
-    label_mask: str = _option(
-        "exact", choice("label_mask", LABEL_MASKS), "exact, or align_anything: its ids and its off-by-one mask"
+    prompt_style: str = option("llama2_base", "prompt style of configs/template.py")
+    label_mask: str = option(
+        "exact", "exact, or align_anything: its ids and its off-by-one mask", parse=choice("label_mask", LABEL_MASKS)
     )
-    train_on: str = _option(
-        "last_assistant_turn", choice("train_on", TURNS), "loss on the last answer, or on all_assistant_turns"
+    train_on: str = option(
+        "last_assistant_turn", "loss on the last answer, or on all_assistant_turns", parse=choice("train_on", TURNS)
     )
-    batching: str = _option("padded", choice("batching", BATCHINGS), "padded, length_grouped or packed")
-    data_seed: int = _option(0, natural, "seed of the row order; 0 is align-anything's order, whatever its seed")
-    reshuffle: bool = _option(True, boolean, "a new order every epoch; False: the first one again, as align-anything")
-    loss_average: str = _option(
-        "tokens", choice("loss_average", LOSS_AVERAGES), "over all tokens of a step, or per micro_batch and rank first"
+    batching: str = option("padded", "padded, length_grouped or packed", parse=choice("batching", BATCHINGS))
+    data_seed: int = option(0, "seed of the row order; 0 is align-anything's order, whatever its seed", parse=natural)
+    reshuffle: bool = option(True, "a new order every epoch; False: the first one again, as align-anything")
+    loss_average: str = option(
+        "tokens",
+        "over all tokens of a step, or per micro_batch and rank first",
+        parse=choice("loss_average", LOSS_AVERAGES),
     )
-    attn_implementation: str | None = _option(None, optional_text, "transformers attention; default: best available")
-    max_steps: int | None = _option(None, optional_int, "stop after so many optimizer steps")
+    attn_implementation: str | None = option(
+        None, "transformers attention; default: best available", parse=optional_text
+    )
+    max_steps: int | None = option(None, "stop after so many optimizer steps", parse=optional_int)
     # LoRA
-    use_lora: bool = _option(False, boolean, "train low-rank adapters (peft)")
-    task_type: str = _option("TaskType.CAUSAL_LM", str, "peft task type", only=True)
-    inference_mode: bool = _option(False, boolean, "peft inference mode", only=True)
-    r: int = _option(16, positive_int, "LoRA rank")
-    lora_alpha: int = _option(16, positive_int, "LoRA alpha")
-    lora_dropout: float = _option(0.1, fraction, "LoRA dropout")
-    target_modules: tuple = _option(("q_proj", "v_proj"), text_list, "modules that get adapters")
-    save_full_model: bool = _option(True, boolean, "merge adapters into the saved model; False: save adapters only")
+    use_lora: bool = option(False, "train low-rank adapters (peft)")
+    task_type: str = option("TaskType.CAUSAL_LM", "peft task type", only=True)
+    inference_mode: bool = option(False, "peft inference mode", only=True)
+    r: int = option(16, "LoRA rank", parse=positive_int)
+    lora_alpha: int = option(16, "LoRA alpha", parse=positive_int)
+    lora_dropout: float = option(0.1, "LoRA dropout", parse=fraction)
+    target_modules: tuple[str, ...] = option(("q_proj", "v_proj"), "modules that get adapters", parse=text_list)
+    save_full_model: bool = option(True, "merge adapters into the saved model; False: save adapters only")
     # QLoRA: accepted with align-anything's defaults, otherwise refused
-    use_bnb: bool = _option(False, boolean, "quantised base weights (bitsandbytes)", only=True)
-    load_in_4bit: bool = _option(True, boolean, "only with use_bnb", only=True)
-    load_in_8bit: bool = _option(False, boolean, "only with use_bnb", only=True)
-    bnb_4bit_quant_type: str = _option("nf4", str, "only with use_bnb", only=True)
-    bnb_4bit_use_double_quant: bool = _option(True, boolean, "only with use_bnb", only=True)
-    bnb_4bit_compute_dtype: str = _option("float16", choice("dtype", DTYPE_OF_BNB), "only with use_bnb", only=True)
-    special_tokens: str | None = _option(None, optional_text, "added tokens (no embedding is ever resized)", only=True)
-    # saving and resuming
-    output_dir: str = _option("", str, "weights go to <output_dir>/slice_end, the record to <output_dir>/run.json")
-    cache_dir: str | None = _option(None, optional_text, "folder of the tokenised-row cache")
-    save_total_limit: int = _option(1, positive_int, "evenly spaced weight saves; the last is slice_end")
-    save_checkpoint: bool = _option(
-        False, boolean, "keep resumable state until the run is whole (align-anything: True)"
+    use_bnb: bool = option(False, "quantised base weights (bitsandbytes)", only=True)
+    load_in_4bit: bool = option(True, "only with use_bnb", only=True)
+    load_in_8bit: bool = option(False, "only with use_bnb", only=True)
+    bnb_4bit_quant_type: str = option("nf4", "only with use_bnb", only=True)
+    bnb_4bit_use_double_quant: bool = option(True, "only with use_bnb", only=True)
+    bnb_4bit_compute_dtype: str = option("float16", "only with use_bnb", parse=choice("dtype", DTYPE_OF_BNB), only=True)
+    special_tokens: str | None = option(
+        None, "added tokens (no embedding is ever resized)", parse=optional_text, only=True
     )
-    checkpoint_interval: int | None = _option(None, optional_int, "steps between resumable states; default: an epoch")
-    load_checkpoint: bool = _option(False, boolean, "align-anything's way to resume; here: --resume", only=True)
-    resume: bool = _option(False, boolean, "continue from <output_dir>/checkpoint when there is one")
+    # saving and resuming
+    output_dir: str = option(
+        help="weights go to <output_dir>/slice_end, the record to <output_dir>/run.json", decides=False
+    )
+    cache_dir: str | None = option(None, "folder of the tokenised-row cache", parse=optional_text, decides=False)
+    save_total_limit: int = option(1, "evenly spaced weight saves; the last is slice_end", parse=positive_int)
+    save_checkpoint: bool = option(
+        False, "keep resumable state until the run is whole (align-anything: True)", decides=False
+    )
+    checkpoint_interval: int | None = option(
+        None, "steps between resumable states; default: an epoch", parse=optional_int, decides=False
+    )
+    load_checkpoint: bool = option(False, "align-anything's way to resume; here: --resume", only=True)
+    resume: bool = option(False, "continue from <output_dir>/checkpoint when there is one", decides=False)
     # logging
-    log_type: str = _option("wandb", choice("log_type", LOG_TYPES), "wandb (offline without a key), tensorboard, none")
-    log_project: str = _option("guardrail-durability", str, "project name for logging")
-    log_run_name: str = _option("sft", str, "run name for logging")
-    logging_steps: int = _option(10, positive_int, "optimizer steps between log lines and checks for a NaN loss")
+    log_type: str = option(
+        "wandb", "wandb (offline without a key), tensorboard, none", parse=choice("log_type", LOG_TYPES), decides=False
+    )
+    log_project: str = option("guardrail-durability", "project name for logging", decides=False)
+    log_run_name: str = option("sft", "run name for logging", decides=False)
+    logging_steps: int = option(
+        10, "optimizer steps between log lines and checks for a NaN loss", parse=positive_int, decides=False
+    )
 
     @property
     def dtype(self) -> str:
@@ -183,11 +204,10 @@ class SFTConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-# Options that cannot change the trained weights: left out of the fingerprint.
-NOT_IN_FINGERPRINT = (
-    *("output_dir", "cache_dir", "save_checkpoint", "checkpoint_interval", "resume", "log_type", "log_project"),
-    *("log_run_name", "logging_steps", "model_name_or_path", "train_datasets", "eval_datasets"),
-)
+def training_key_options(config: SFTConfig) -> dict[str, Any]:
+    """The options that decide the trained weights, by name: what belongs into a key. Paths of what is read are not
+    among them: their contents are (`guardrail.training.sft.input_hashes`)."""
+    return decisive(config)
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:
@@ -201,33 +221,18 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 
 
 def build_parser() -> Parser:
-    """One flag per field of ``SFTConfig``."""
+    """One flag per field of ``SFTConfig``; two defaults may come from align-anything's environment variables."""
     parser = Parser(prog="guardrail.training.sft", description="Supervised fine-tuning on DeepSpeed.")
-    for item in fields(SFTConfig):
-        parser.add_argument(
-            f"--{item.name}",
-            type=item.metadata["parse"],
-            default=_default(item),
-            required=item.name in ("model_name_or_path", "train_datasets", "train_template", "output_dir"),
-            help=item.metadata["help"],
-        )
+    variables = {"ds_cfgs": "ZERO_STAGE_FILE", "prompt_style": "PROMPT_STYLE"}
+    given = {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+    add_options(parser, SFTConfig, defaults=given)
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # the launcher adds it
     return parser
 
 
-def _default(item: Any) -> Any:
-    if item.name == "ds_cfgs":  # align-anything's variable for the same choice
-        return os.environ.get("ZERO_STAGE_FILE", item.default)
-    if item.name == "prompt_style":
-        return os.environ.get("PROMPT_STYLE", item.default)
-    return item.default_factory() if callable(item.default_factory) else item.default
-
-
 def parse_config(argv: Sequence[str] | None = None) -> SFTConfig:
     """The checked configuration. Raises ``UserError`` for what cannot be honoured."""
-    values = vars(build_parser().parse_args(argv))
-    values.pop("local_rank")
-    config = SFTConfig(**values)
+    config = read_options(SFTConfig, build_parser().parse_args(argv))
     check_config(config)
     return config
 
@@ -236,9 +241,8 @@ def check_config(config: SFTConfig) -> None:
     """Refuse unsupported values and impossible combinations, before anything is loaded."""
     from guardrail.data.prompts import check_style, template_module
 
-    for item in fields(SFTConfig):
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        if item.metadata["only"] and getattr(config, item.name) != default:
+    for item in options_of(SFTConfig):
+        if item.metadata["only"] and getattr(config, item.name) != item.default:
             hint = {
                 "load_checkpoint": "resume with --resume True and the same --output_dir",
                 "use_bnb": "train with --use_lora True, or with align-anything for quantised weights",

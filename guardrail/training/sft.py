@@ -30,7 +30,7 @@ from guardrail.core.ranks import barrier, is_main, world_size
 from guardrail.data.prompts import TEMPLATE_FILE
 from guardrail.data.rows import Row, hash_rows
 from guardrail.models.checkpoints import SLICE, hash_checkpoint
-from guardrail.training.config import NOT_IN_FINGERPRINT, SFTConfig, deepspeed_config, parse_config
+from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 
 RUN_FILE = "run.json"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     keep_inputs("output_dir", config.output_dir, paths_read(config))
     rows, eval_rows = load_all_rows(config)
     inputs = input_hashes(config, rows, eval_rows)
-    mark = fingerprint(_weight_options(config), inputs)
+    mark = fingerprint(training_key_options(config), inputs)
     finished = finished_run(config, mark)
     if finished is not None:
         log(f"nothing to do: {config.output_dir} holds this run already")
@@ -85,10 +85,6 @@ def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
         config.eval_data_files,
         config.eval_size,
     )
-
-
-def _weight_options(config: SFTConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.as_dict().items() if key not in NOT_IN_FINGERPRINT}
 
 
 def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> dict[str, Any]:

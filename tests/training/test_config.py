@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+import toy
+from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
+from guardrail.core.options import option_names
 from guardrail.training.config import DEEPSPEED_FOLDER, SFTConfig, parse_config
 from guardrail.training.engine import resolved_deepspeed_config
 from guardrail.training.sft import pause_steps
@@ -94,6 +99,22 @@ def test_what_cannot_be_honoured_is_refused(arguments, message):
         parse_config([*REQUIRED, *arguments])
 
 
+def test_what_decides_the_weights_is_known_without_torch():
+    """Paths, caches, logging and checkpoint intervals are in no key; seeds and everything about the steps are."""
+    code = (
+        "import sys, json; from guardrail.training.config import parse_config, training_key_options;"
+        "print(json.dumps(training_key_options(parse_config(sys.argv[1:])))); assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, *REQUIRED, "--target_modules", "o_proj"]
+    key = json.loads(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
+    assert set(option_names(SFTConfig)) - set(key) == {
+        *("model_name_or_path", "train_datasets", "eval_datasets", "output_dir", "cache_dir"),
+        *("log_type", "log_project", "log_run_name", "logging_steps"),
+        *("save_checkpoint", "checkpoint_interval", "resume", "per_device_eval_batch_size"),
+    }
+    assert key["seed"] == 42 and key["data_seed"] == 0 and key["target_modules"] == ["o_proj"]
+
+
 def test_the_launcher_s_local_rank_and_list_values_are_taken(monkeypatch):
     monkeypatch.setenv("ZERO_STAGE_FILE", "ds_z2_config.json")
     config = parse_config(
@@ -118,10 +139,10 @@ def test_every_shipped_deepspeed_file_is_accepted_by_deepspeed(file):
 
 
 def test_saves_and_evaluations_are_where_they_were_asked_for():
-    config = SFTConfig(epochs=2, save_checkpoint=True, save_total_limit=4, eval_interval=8)
+    config = toy.config(epochs=2, save_checkpoint=True, save_total_limit=4, eval_interval=8)
     states, weights, evals = pause_steps(config, [10, 10], 20, True)
     assert states == {10} and weights == {5, 10, 15} and evals == {8, 16, 20}
-    config = SFTConfig(epochs=2, checkpoint_interval=3, eval_strategy="epoch")
+    config = toy.config(epochs=2, checkpoint_interval=3, eval_strategy="epoch")
     assert pause_steps(config, [4, 4], 8, False) == (frozenset(), frozenset(), frozenset())
-    states, _, evals = pause_steps(SFTConfig(save_checkpoint=True, checkpoint_interval=3), [8], 8, False)
+    states, _, evals = pause_steps(toy.config(save_checkpoint=True, checkpoint_interval=3), [8], 8, False)
     assert states == {3, 6} and not evals

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import toy
 
 from guardrail.core.errors import UserError
-from guardrail.training.config import SFTConfig
 from guardrail.training.lora import add_adapters, merged_state_dict
 
 
@@ -13,7 +13,7 @@ def test_merge_equals_peft(tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = SFTConfig(use_lora=True, r=4, lora_alpha=12, target_modules=("q_proj", "down_proj"))
+    config = toy.config(use_lora=True, r=4, lora_alpha=12, target_modules=("q_proj", "down_proj"))
     model = add_adapters(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), config)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -31,4 +31,4 @@ def test_unknown_targets_are_refused_before_training(tiny_model):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
-        add_adapters(model, SFTConfig(target_modules=("q_pro",)))
+        add_adapters(model, toy.config(target_modules=("q_pro",)))

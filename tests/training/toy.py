@@ -69,3 +69,11 @@ def golden_model(folder: Path, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def config(**options):
+    """An `SFTConfig` with the four required options filled in."""
+    from guardrail.training.config import SFTConfig
+
+    required = dict.fromkeys(("model_name_or_path", "train_datasets", "output_dir"), "x")
+    return SFTConfig(**{**required, "train_template": "UltraChat", **options})
