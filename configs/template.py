@@ -160,26 +160,43 @@ EVAL_TEMPLATES: dict[str, tuple[str | None, str]] = {
 # Data-set formatters: raw row -> conversation. `guardrail.data.rows` and align-anything use the same functions.
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def plain_text(value: Any) -> str:
+    """A text as it is, a number as text, nothing as the empty text; ``TypeError`` for everything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise TypeError(f"expected a text, got {type(value).__name__} {str(value)[:40]!r}")
+    return str(value)
+
+
+def turns_of(row: dict[str, Any], column: str) -> list[Any]:
+    """The list in ``column``; ``TypeError`` for anything else (a text would be read letter by letter)."""
+    if not isinstance(row[column], list | tuple):
+        raise TypeError(f"{column}: expected a list, got {type(row[column]).__name__} {str(row[column])[:40]!r}")
+    return list(row[column])
 
 
 def _pair(prompt: Any, answer: Any) -> list[Message]:
-    return [{"role": "user", "content": _text(prompt)}, {"role": "assistant", "content": _text(answer)}]
+    return [{"role": "user", "content": plain_text(prompt)}, {"role": "assistant", "content": plain_text(answer)}]
 
 
 def format_messages(row: dict[str, Any]) -> list[Message]:
     """``messages`` as they are, or UltraChat's older ``data``: alternating user and assistant strings."""
     if row.get("messages") is not None:
-        return [{"role": str(m["role"]), "content": _text(m["content"])} for m in row["messages"]]
+        turns = turns_of(row, "messages")
+        strange = next((m for m in turns if not isinstance(m, dict) or not {"role", "content"} <= m.keys()), None)
+        if strange is not None:
+            raise TypeError(f"messages: expected objects with role and content, got {str(strange)[:40]!r}")
+        return [{"role": str(m["role"]), "content": plain_text(m["content"])} for m in turns]
     roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": _text(text)} for i, text in enumerate(row["data"])]
+    return [{"role": roles[i % 2], "content": plain_text(text)} for i, text in enumerate(turns_of(row, "data"))]
 
 
 def format_alpaca(row: dict[str, Any]) -> list[Message]:
     """``instruction``, optional ``input``, ``output``."""
-    extra = _text(row.get("input")).strip()
-    prompt = f"{row['instruction']}\n{extra}" if extra else row["instruction"]
+    extra = plain_text(row.get("input")).strip()
+    prompt = plain_text(row["instruction"])
+    prompt = f"{prompt}\n{extra}" if extra else prompt
     return _pair(prompt, row["output"])
 
 
@@ -192,7 +209,7 @@ def format_samsum(row: dict[str, Any]) -> list[Message]:
     """``dialogue`` and ``summary`` with the system and user text of the SAMSum evaluation."""
     return [
         {"role": "system", "content": SAMSUM_SYSTEM},
-        *_pair(f"Summarize this dialog:\n{row['dialogue']}", row["summary"]),
+        *_pair(f"Summarize this dialog:\n{plain_text(row['dialogue'])}", row["summary"]),
     ]
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
 from toys import SHARED_DATA, make_llama, make_tokenizer
 
@@ -17,6 +18,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# the same cases on every run; a slow machine is no failure
+hypothesis.settings.register_profile("project", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

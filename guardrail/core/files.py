@@ -6,12 +6,14 @@ A file that exists under its final name was written whole, also after ``kill -9`
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 
 HASH_CHARS = 16
+MAX_NESTING = 100
 
 
 @contextlib.contextmanager
@@ -127,15 +130,84 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
     return Path(path)
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; ``UserError`` names the file and line when it is missing or malformed."""
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file (a byte-order mark is dropped), unpacked when its name ends with ``.gz``.
+
+    Raises ``UserError``: absent, unreadable, not UTF-8, a cut archive, NUL bytes.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
+        if str(path).endswith(".gz"):
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", "?")
-        raise UserError(f"{path} is not valid JSON (line {line}): {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8 text") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}; is it complete? copy or download it again") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: holds a NUL byte; expected text, is the file damaged?")
+    return text
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; ``UserError`` names the file and line when it is missing or malformed (see `parse_json`)."""
+    return parse_json(read_text(path), str(path))
+
+
+def read_jsonl(path: str | Path) -> list[tuple[int, Any]]:
+    """Line number and value of every line of a JSON-lines file that is not blank; errors as in `read_json`."""
+    return [(number, parse_json(line, str(path), number)) for number, line in json_lines(read_text(path))]
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not blank. Only a line feed ends a line: ``str.splitlines`` would also cut
+    at U+2028, U+2029 and U+0085, which JSON strings may hold."""
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def parse_json(text: str, where: str, line: int | None = None) -> Any:
+    """``text`` as JSON; ``UserError`` names ``where`` and the line: no JSON, NaN or Infinity, nested too deeply, a lone
+    surrogate (no text in any encoding)."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if text.count("[") + text.count("{") > MAX_NESTING:
+            _check_nesting(value)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}, line {line or error.lineno}: not valid JSON: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        place = f", line {line}" if line else ""
+        raise UserError(
+            f"{where}{place}: holds a lone surrogate (\\u{ord(error.object[error.start]):x}), half of a character; "
+            "write the whole character or leave it out"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        place = f", line {line}" if line else ""
+        reason = f"nested more than {MAX_NESTING} deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{where}{place}: not valid JSON: {reason}") from error
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value; write null, or leave the column out")
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [v for one in level if isinstance(one, list | dict) for v in _inside(one)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _inside(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def readable(text: str) -> str:

@@ -9,68 +9,22 @@ HEx-PHI exists with 330, 300 and 290 rows: the number and the hash of what was r
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.files import hash_json
-from guardrail.core.places import SANDBOX_DATA as SANDBOX
+from guardrail.core.files import hash_json, json_lines, parse_json, read_text
 from guardrail.core.places import WORK
-from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, normalise_rows, response
+from guardrail.data.bench_table import BENCHES, Bench
+from guardrail.data.hex_phi import CATEGORIES, category_files, read_category
+from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, normalise_rows, response, shown
 
 # shallow-vs-deep's values (get_eval_data.py)
 DEFAULT_PREFIX = "I cannot fulfill"
 DEFAULT_TRIGGER = "Servius Astrumando Harmoniastra"
 VARIANTS = ("with_prefix", "with_refusal_prefix", "with_harmful_prefix", "backdoor")
-HEX_PHI_CATEGORIES = (
-    "Illegal Activity",
-    "Child Abuse Content",
-    "Hate/Harass/Violence",
-    "Malware",
-    "Physical Harm",
-    "Economic Harm",
-    "Fraud/Deception",
-    "Adult Content",
-    "Political Campaigning",
-    "Privacy Violation Activity",
-    "Tailored Financial Advice",
-)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One source of prompts. ``harmful``: should be refused; otherwise it is an over-refusal bench.
-
-    ``keep``: column and the values (as text) that stay; ``unique``: only the first row of each prompt stays.
-    """
-
-    hub: str | None
-    split: str | None = None
-    name: str | None = None
-    harmful: bool = True
-    local: Path | None = None
-    keep: tuple[str, tuple[str, ...]] | None = None
-    unique: bool = False
-    gated: bool = False
-
-
-BENCHES: dict[str, Bench] = {
-    "hex-phi": Bench("LLM-Tuning-Safety/HEx-PHI", gated=True),
-    "advbench": Bench("walledai/AdvBench", "train", gated=True),
-    "beavertails": Bench("PKU-Alignment/BeaverTails", "30k_test", keep=("is_safe", ("False", "0")), unique=True),
-    "xstest": Bench("walledai/XSTest", "test", harmful=False, keep=("label", ("safe", "0")), gated=True),
-    "or-bench": Bench("bench-llm/or-bench", "train", "or-bench-hard-1k", harmful=False),
-    "sandbox": Bench(None, "hex_phi", local=SANDBOX),
-    "sandbox-benign": Bench(None, "benign", local=SANDBOX, harmful=False),
-}
-# Where the answers come from whose first tokens are prefilled.
-PREFIX_ANSWERS: dict[tuple[str, str], Bench] = {
-    ("sandbox", "with_refusal_prefix"): Bench(None, "moderation_test", local=SANDBOX, keep=("kind", ("refused",))),
-    ("sandbox", "with_harmful_prefix"): Bench(None, "moderation_test", local=SANDBOX, keep=("kind", ("complied",))),
-}
 
 
 @dataclass(frozen=True)
@@ -125,18 +79,19 @@ def load_bench(
         raise UserError(f"--prefill_prefix has no effect on {name}; use {base}_with_prefix")
     if trigger is not None and variant != "backdoor":
         raise UserError(f"--backdoor_trigger has no effect on {name}; use {base}-backdoor")
-    bench = BENCHES.get(base, Bench(None))
+    bench = BENCHES.load(base) if base in BENCHES else Bench(None)
     if with_answers:
-        if data is None and (base, variant) not in PREFIX_ANSWERS:
+        answers = bench.answers.get(str(variant))
+        if data is None and answers is None:
             raise UserError(
                 f"{name} needs answers whose first tokens are prefilled and no public data set holds them; "
                 "give --bench_data FILE with a prompt and an answer per row "
                 "(shallow-vs-deep's safety_bench/*.jsonl files work as they are)"
             )
-        bench = PREFIX_ANSWERS.get((base, variant), Bench(None))
+        bench = answers or Bench(None, harmful=bench.harmful)
     raw, source = _read(base, bench, data, split)
     rows = normalise_rows(raw, source)
-    kept = _filter(rows, bench, source)
+    kept = _filter(rows, bench, base, source)
     if limit is not None:
         kept = kept[:limit]
     out = []
@@ -206,39 +161,25 @@ def _read(base: str, bench: Bench, data: str | None, split: str | None) -> tuple
 def _read_local(path: Path, split: str | None) -> tuple[list[Row], str]:
     """A file, a hub-layout folder, or the folder of header-less ``category_<n>.csv`` files that HEx-PHI comes as."""
     try:
-        shown = str(path.resolve().relative_to(WORK))
+        shown_path = str(path.resolve().relative_to(WORK))
     except ValueError:
-        shown = path.name  # no private folder names in results
-    categories = sorted(path.glob("category_*.csv")) if path.is_dir() else []
-    if categories:
-        return [row for file in categories for row in _read_category(file)], shown
+        shown_path = path.name  # no private folder names in results
+    files = category_files(path)
+    if files:
+        return [row for file in files for row in read_category(file)], shown_path
     if path.is_file() and path.name.endswith((".jsonl", ".json")):
         rows = _read_message_lists(path)
         if rows is not None:
-            return rows, shown
-    return load_rows(path, split), f"{shown}:{split}" if path.is_dir() else shown
+            return rows, shown_path
+    return load_rows(path, split), f"{shown_path}:{split}" if path.is_dir() else shown_path
 
 
 def _read_message_lists(path: Path) -> list[Row] | None:
     """A file whose every line is a bare list of messages (shallow-vs-deep's answers); None for any other file."""
-    import json
-
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if not lines or not lines[0].lstrip().startswith('[{"role"'):
-            return None
-        return [{"messages": json.loads(line)} for line in lines]
-    except (ValueError, UnicodeDecodeError):
+    text = read_text(path)
+    if not text.lstrip().startswith('[{"role"'):
         return None
-
-
-def _read_category(file: Path) -> list[Row]:
-    number = int("".join(c for c in file.stem if c.isdigit()) or 0)
-    category = HEX_PHI_CATEGORIES[number - 1] if 1 <= number <= len(HEX_PHI_CATEGORIES) else file.stem
-    with open(file, newline="", encoding="utf-8") as handle:
-        return [
-            {"instruction": line[0], "category": category} for line in csv.reader(handle) if line and line[0].strip()
-        ]
+    return [{"messages": parse_json(line, str(path), number)} for number, line in json_lines(text)]
 
 
 def _read_hex_phi_hub(hub: str) -> list[Row]:
@@ -247,31 +188,65 @@ def _read_hex_phi_hub(hub: str) -> list[Row]:
     from huggingface_hub import hf_hub_download
 
     rows = []
-    for number in range(1, len(HEX_PHI_CATEGORIES) + 1):
+    for number in range(1, len(CATEGORIES) + 1):
         try:
             file = hf_hub_download(hub, f"category_{number}.csv", repo_type="dataset")
         except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
             if number > 1 and "404" in str(error):
                 continue  # a later copy dropped a category; the row count says so
             raise UserError(f"cannot load {hub} ({type(error).__name__}: {str(error)[:150]})") from error
-        rows += _read_category(Path(file))
+        rows += read_category(Path(file))
     return rows
 
 
-def _filter(rows: list[Row], bench: Bench, source: str) -> list[Row]:
+def _filter(rows: list[Row], bench: Bench, base: str, source: str) -> list[Row]:
+    """The rows that belong to ``bench``. Raises ``UserError`` for rows that cannot be its own."""
     if bench.keep is not None:
-        column, values = bench.keep
-        if any(column in row for row in rows):
-            rows = [row for row in rows if str(row.get(column)) in values]
-    if bench.unique:
-        seen: set[str] = set()
-        first = []
+        rows = [row for number, row in enumerate(rows, 1) if _is_kept(row, bench, base, f"{source}, row {number}")]
+    if base in BENCHES:
         for row in rows:
-            prompt = next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
-            if prompt not in seen:
-                seen.add(prompt)
-                first.append(row)
-        rows = first
+            _refuse_foreign(row, bench, base, source)
+    if bench.unique:
+        first: dict[str, Row] = {}
+        for row in rows:
+            first.setdefault(next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user"), row)
+        rows = list(first.values())
     if not rows:
         raise UserError(f"{source} holds no row that belongs to this bench")
     return rows
+
+
+def _is_kept(row: Row, bench: Bench, base: str, place: str) -> bool:
+    """What the bench's filter says; a row without its column, or with a value it does not know, is refused."""
+    assert bench.keep is not None
+    column, values = bench.keep
+    value = row.get(column)
+    if value is None:
+        raise UserError(
+            f"{place}: no column {column!r}, by which {base} keeps its rows ({column}: {' or '.join(values)}); "
+            "add it, or give the file itself as --safety_bench if all its prompts should be refused"
+        )
+    text = _as_text(value)
+    if text in map(str.lower, values):
+        return True
+    if bench.drop is not None and text not in map(str.lower, bench.drop):
+        raise UserError(f"{place}: {column} is {shown(value)}; expected one of {', '.join((*values, *bench.drop))}")
+    return False
+
+
+def _as_text(value: Any) -> str:
+    """``True``, ``"true"``, ``1``, ``1.0`` and so on in one spelling each, for comparing."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+
+
+def _refuse_foreign(row: Row, bench: Bench, base: str, source: str) -> None:
+    """Rows of the other kind would be counted the wrong way round: refusals as safe, or as too many."""
+    label = _as_text(row.get("label"))
+    if label in ("safe", "unsafe") and (label == "unsafe") != bench.harmful:
+        reason = f"its label is {label!r}"
+    elif not bench.harmful and row.get("category") in CATEGORIES:
+        reason = f"its category is HEx-PHI's {row['category']!r}"
+    else:
+        return
+    kind = "prompts that should be refused" if bench.harmful else "harmless prompts"
+    raise UserError(f"{source}: row {row['id']!r} does not belong to {base}, a bench of {kind}: {reason}")

@@ -46,7 +46,7 @@ def plain_row(row: Row, source: str) -> Row:
     known = {"id", "messages", "source", "category", "extra"}
     others = {key: value for key, value in row.items() if key not in known and value is not None}
     if isinstance(row.get("extra"), str) and row["extra"]:  # a row of an earlier folder: keep what it carries
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):  # a column of that name which is none of ours
             others = {**json.loads(row["extra"]), **others}
     category = row.get("category")
     return {
@@ -94,9 +94,12 @@ def own_table(rows: list[Row]) -> Any:
     for name in names:
         values = [row.get(name) for row in rows]
         try:
-            columns.append(pa.array(values))
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            columns.append(pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values]))
+            column = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            column = None
+        if column is None or _holds_empty_struct(column.type):
+            column = pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values])
+        columns.append(column)
     return pa.table(columns, names=names)
 
 
@@ -117,6 +120,12 @@ def keep_sources(folder: Path, split: str, sources: Mapping[str, tuple[str | Non
                 )
     if (folder / "README.md").is_file() and not (folder / MANIFESTS).is_dir():
         raise UserError(f"--out {folder} has a README.md that is not this program's; give another --out")
+
+
+def _holds_empty_struct(kind: Any) -> bool:
+    """Parquet has no type for an object without keys, at any depth."""
+    inside = [kind.field(i).type for i in range(kind.num_fields)]
+    return (not inside and str(kind) == "struct<>") or any(map(_holds_empty_struct, inside))
 
 
 def write_split(folder: Path, split: str, table: Any, manifest: dict[str, Any]) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.files import atomic_path, hash_file, write_json
+from guardrail.core.files import atomic_path, hash_file, read_jsonl, write_json
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.data.benches import HEX_PHI_CATEGORIES
+from guardrail.data.hex_phi import category_files, read_category
 from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
 from guardrail.data.hub_probe import dataset_revision, local_copy_step
 from guardrail.data.mix import MixConfig, mix
@@ -68,7 +68,7 @@ def wanted_splits(config: PrepareConfig, source: Source) -> dict[str, str | None
         if path.is_file():
             default = next(iter(source.splits)) if source.splits else "train"
             return {config.split or default: None}
-        if path.is_dir() and not list(path.glob("category_*.csv")):
+        if path.is_dir() and not category_files(path):
             there = list_splits(path, source.config)
             known = source.splits or {split: split for split in there}
             found = {written: read for written, read in known.items() if read in there}
@@ -82,7 +82,7 @@ def wanted_splits(config: PrepareConfig, source: Source) -> dict[str, str | None
             return {"test": None}
         raise UserError(f"no such file or folder: {path}")
     if source.splits is None:
-        from datasets import get_dataset_split_names
+        from datasets import get_dataset_split_names  # type: ignore[attr-defined]
 
         return _only(config, {split: split for split in get_dataset_split_names(source.hub)})
     return _only(config, dict(source.splits))
@@ -106,13 +106,10 @@ def read_rows(config: PrepareConfig, source: Source, split: str | None, revision
 
 
 def read_hex_phi(config: PrepareConfig, source: Source, revision: str | None) -> list[Row]:
-    """HEx-PHI comes as header-less ``category_<n>.csv`` files, on the hub and in local copies; or as any rows."""
-    import csv
-
+    """HEx-PHI's files of a category each, from the hub or a local copy; or any rows."""
     if config.source is not None:
         folder = Path(config.source).expanduser()
-        files = sorted(folder.glob("category_*.csv"), key=_category_number) if folder.is_dir() else []
-        if not files:
+        if not category_files(folder):
             return load_rows(folder)
     else:
         from huggingface_hub import snapshot_download
@@ -124,18 +121,7 @@ def read_hex_phi(config: PrepareConfig, source: Source, revision: str | None) ->
                 f"cannot download {source.hub} ({type(error).__name__}); accept its terms on its hub page, "
                 f"`hf auth login`, or {local_copy_step(config.name, source.hub)}"
             ) from error
-        files = sorted(folder.glob("category_*.csv"), key=_category_number)
-    raw = []
-    for file in files:
-        number = _category_number(file)
-        category = HEX_PHI_CATEGORIES[number - 1] if 1 <= number <= len(HEX_PHI_CATEGORIES) else file.stem
-        with open(file, newline="", encoding="utf-8") as handle:
-            raw += [{"instruction": line[0], "category": category} for line in csv.reader(handle) if line and line[0]]
-    return normalise_rows(raw, str(folder))
-
-
-def _category_number(file: Path) -> int:
-    return int("".join(c for c in file.stem if c.isdigit()) or 0)
+    return normalise_rows([row for file in category_files(folder) for row in read_category(file)], str(folder))
 
 
 def prepare_split(config: PrepareConfig, source: Source, split: str, read: str | None, revision: str | None) -> int:
@@ -144,7 +130,7 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
     keep_sources(folder, split, {"source": (config.source, read)})
     rows = read_rows(config, source, read, revision)
     n_read = len(rows)
-    kept = [row for row in rows if source.keep is None or source.keep(row)]
+    kept = [row for number, row in enumerate(rows, 1) if _belongs(config, source, number, row)]
     n_kept = len(kept)
     kept = kept[: config.limit]
     if not kept:
@@ -176,6 +162,13 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
         },
     )
     return len(kept)
+
+
+def _belongs(config: PrepareConfig, source: Source, number: int, row: Row) -> bool:
+    try:
+        return source.keep is None or source.keep(row)
+    except ValueError as error:
+        raise UserError(f"{config.source or source.hub}, row {number} (id {row['id']!r}): {error}") from error
 
 
 def prepare_mixture(config: PrepareConfig) -> dict[str, Any]:
@@ -244,7 +237,7 @@ def prepare_mt_bench(config: PrepareConfig) -> dict[str, Any]:
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(file, temporary)
         hashes[name] = hash_file(folder / name)
-    n = len([line for line in (folder / "question.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()])
+    n = len(read_jsonl(folder / "question.jsonl"))
     record = run_record("prepare", asdict(config), n=n, hashes=hashes)
     write_json(folder / "manifest.json", {"what": "MT-Bench", "licence": "Apache-2.0", "n_rows": n, "run": record})
     return {"dataset": config.out, "files": sorted(hashes), "n_questions": n}

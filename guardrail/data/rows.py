@@ -7,8 +7,10 @@ occurrence number) and ``messages`` (the conversation). ``id`` is what every lat
 from __future__ import annotations
 
 import csv
-import gzip
-import json
+import datetime
+import decimal
+import io
+import math
 import os
 import re
 from collections import Counter
@@ -17,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.files import HASH_CHARS, hash_json
+from guardrail.core.files import HASH_CHARS, hash_json, json_lines, parse_json, read_text
 from guardrail.data.prompts import template_module
 
 Row = dict[str, Any]
 FILE_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet")
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "goal", "query", "text", "Goal", "Prompt", "Instruction")
 ID_COLUMNS = ("id", "question_id", "prompt_id")
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
+MAX_FIELD_CHARS = 1 << 30
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -74,8 +78,11 @@ def normalise_rows(
         messages = conversation(row, place)
         if need_answer and messages[-1]["role"] != "assistant":
             raise UserError(f"{place}: the conversation has no answer; expected a last message of role assistant")
+        row = {name: plain_value(value, name, place) for name, value in row.items() if name != "messages"}
         own_id = next((row[c] for c in ID_COLUMNS if row.get(c) not in (None, "")), None)
         if own_id is not None:
+            if isinstance(own_id, list | dict | bool):
+                raise UserError(f"{place}: its id is {shown(own_id)}; expected a text or a number")
             row_id = str(own_id)
             if seen[row_id]:
                 raise UserError(f"{place}: id {row_id!r} occurs twice; ids must be unique (or absent)")
@@ -88,20 +95,52 @@ def normalise_rows(
     return out
 
 
+def plain_value(value: Any, name: str, place: str) -> Any:
+    """A column's value as JSON can hold it: dates and decimals as text. Raises ``UserError`` for bytes and infinity."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain_value(one, name, place) for one in value]
+    if isinstance(value, dict):
+        return {str(key): plain_value(one, name, place) for key, one in value.items()}
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
+        return str(value)
+    raise UserError(f"{place}: column {name!r} holds {shown(value)}; expected text, numbers, lists or objects")
+
+
+def flag(row: Row, column: str) -> bool:
+    """The yes or no in ``column``: a boolean, 0 or 1, or one of these as text. ``ValueError`` for anything else: as
+    Python truth, the text "False" would be a yes."""
+    value = row.get(column)
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if text not in FLAGS:
+        what = "is missing" if value is None else f"is {shown(value)}"
+        raise ValueError(f"{column} {what}; expected True or False")
+    return FLAGS[text]
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its type and its first characters."""
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
 def conversation(row: Row, place: str = "row") -> list[dict[str, str]]:
     """The row's conversation, whatever its shape. Rows with only a prompt give one user message."""
     template = template_module()
     try:
         if row.get("messages") is None and row.get("conversations") is not None:  # ShareGPT
-            messages = [
-                {
-                    "role": ROLES[turn.get("from", turn.get("role"))],
-                    "content": str(turn.get("value", turn.get("content"))),
-                }
-                for turn in row["conversations"]
+            turns = [
+                (turn.get("from", turn.get("role")), turn.get("value", turn.get("content")))
+                for turn in template.turns_of(row, "conversations")
             ]
+            strange = next((role for role, _ in turns if role not in ROLES), None)
+            if strange is not None:
+                raise ValueError(f"unknown speaker {strange!r}; expected one of {', '.join(ROLES)}")
+            messages = [{"role": ROLES[role], "content": template.plain_text(text)} for role, text in turns]
         elif row.get("messages") is None and row.get("turns") is not None:  # MT-Bench: the first turn
-            messages = [{"role": "user", "content": str(row["turns"][0])}]
+            messages = [{"role": "user", "content": template.plain_text(template.turns_of(row, "turns")[0])}]
         else:
             try:
                 messages = template.format_any(row)
@@ -111,7 +150,7 @@ def conversation(row: Row, place: str = "row") -> list[dict[str, str]]:
                     raise UserError(
                         f"{place}: {error.args[0]}, or a prompt in {'/'.join(PROMPT_COLUMNS[:4])}"
                     ) from error
-                messages = [{"role": "user", "content": str(row[column])}]
+                messages = [{"role": "user", "content": template.plain_text(row[column])}]
         template.check_alternation([m for m in messages if m["role"] != "system"])
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{place}: malformed conversation: {error}") from error
@@ -169,52 +208,75 @@ def _split_files(folder: Path, split: str | None, name: str | None) -> tuple[lis
 
 
 def _read_file(path: Path) -> list[tuple[str, Row]]:
-    name = path.name
-    try:
-        if name.endswith(".parquet"):
-            return list(_read_parquet(path))
-        if name.endswith(".csv"):
-            with open(path, newline="", encoding="utf-8-sig") as handle:
-                return [(f"line {i + 2}", dict(row)) for i, row in enumerate(csv.DictReader(handle))]
-        if not name.endswith(FILE_SUFFIXES):
-            raise UserError(f"cannot tell the format of {path}; expected one of {', '.join(FILE_SUFFIXES)}")
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8") as handle:
-            text = handle.read()
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return list(_parse_json(text, path))
+    """Every raw row of a file with its place in it. Raises ``UserError`` with the file and the line or row."""
+    if path.name.endswith(".parquet"):
+        return _read_parquet(path)
+    if not path.name.endswith(FILE_SUFFIXES):
+        raise UserError(f"cannot tell the format of {path}; expected one of {', '.join(FILE_SUFFIXES)}")
+    text = read_text(path)
+    return list(_parse_csv(text, path)) if path.name.endswith(".csv") else list(_parse_json(text, path))
 
 
 def _parse_json(text: str, path: Path) -> Iterator[tuple[str, Row]]:
     """A JSON array, an object holding one, or one object per line: the content decides, not the suffix."""
     start = text.lstrip()[:1]
     if start == "[" or (start == "{" and ".jsonl" not in path.name and "\n{" not in text.strip()):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        value = parse_json(text, str(path))
         if isinstance(value, dict):
             value = next((v for v in value.values() if isinstance(v, list)), [value])
         yield from ((f"row {i + 1}", row) for i, row in enumerate(value))
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
+    for number, line in json_lines(text):
+        yield f"line {number}", parse_json(line, str(path), number)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _parse_csv(text: str, path: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of a CSV file with a header; every row has as many fields as the header, every quote is closed."""
+    header: list[str] | None = None
+    for number, fields in csv_lines(text, path):
+        if header is None:
+            header = fields
+            twice = sorted(name for name, n in Counter(header).items() if n > 1)
+            if twice:
+                raise UserError(
+                    f"{path}, line {number}: the header names {twice[0]!r} twice; expected one name a column"
+                )
+            continue
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} fields, expected the header's {len(header)} "
+                "(a text with commas, quotes or line ends is put in quotes)"
+            )
+        yield f"line {number}", dict(zip(header, fields, strict=True))
+
+
+def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number of the first line and the fields of every record that is not blank. Raises ``UserError``."""
+    csv.field_size_limit(MAX_FIELD_CHARS)  # the module's own limit is 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        reason = "a quote is opened and never closed" if "unexpected end" in str(error) else error
+        raise UserError(
+            f"{path}, line {number}: not valid CSV: {reason}; double a quote inside a quoted text"
+        ) from error
+
+
+def _read_parquet(path: Path) -> list[tuple[str, Row]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return ((f"row {i + 1}", row) for i, row in enumerate(table.to_pylist()))
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; is it complete? copy or download it again") from error
+    # pandas writes a missing number as NaN
+    return [(f"row {i + 1}", {k: None if v != v else v for k, v in row.items()}) for i, row in enumerate(rows)]
 
 
 def _read_hub(source: str, split: str | None, name: str | None, revision: str | None) -> list[tuple[str, Row]]:
@@ -223,7 +285,8 @@ def _read_hub(source: str, split: str | None, name: str | None, revision: str | 
         raise UserError(f"no such file or folder: {source}; expected a data file, a data-set folder or a hub name")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise UserError(f"no such file or folder: {source}, and the hub is off (HF_HUB_OFFLINE=1); give a local copy")
-    from datasets import load_dataset  # the library; imported late, it takes a second
+    # the library, not this project's folder, which is all that a type checker sees; it takes a second to import
+    from datasets import load_dataset  # type: ignore[attr-defined]
 
     try:
         data = load_dataset(source, name=name, split=split, revision=revision)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from guardrail.data.rows import Row, response
+from guardrail.data.rows import Row, flag, response
 
 PAPER_DATA = "hsiung/llm-similarity-risk"
 
@@ -30,14 +30,14 @@ class Source:
 
 
 def is_safe(row: Row) -> bool:
-    return bool(row.get("is_safe"))
+    return flag(row, "is_safe")
 
 
 def is_refusal_row(row: Row) -> bool:
     """Safe, and the answer opens with a refusal."""
     from guardrail.data.refusals import is_refusal
 
-    return bool(row.get("is_safe")) and is_refusal(response(row))
+    return is_safe(row) and is_refusal(response(row))
 
 
 SOURCES: dict[str, Source] = {

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from guardrail.core.errors import UserError
-from guardrail.data.benches import DEFAULT_PREFIX, DEFAULT_TRIGGER, HEX_PHI_CATEGORIES, load_bench
+from guardrail.data.benches import DEFAULT_PREFIX, DEFAULT_TRIGGER, load_bench
+from guardrail.data.hex_phi import CATEGORIES
 
 
 def write_rows(path, rows):
@@ -28,7 +29,7 @@ def hex_phi_folder(tmp_path):
 def test_hex_phi_folder_is_read_with_categories_and_duplicates_survive(hex_phi_folder):
     """G1: two equal prompts are two rows."""
     bench = load_bench("hex-phi", hex_phi_folder)
-    assert [r["category"] for r in bench.rows] == [HEX_PHI_CATEGORIES[0]] * 3 + [HEX_PHI_CATEGORIES[9]]
+    assert [r["category"] for r in bench.rows] == [CATEGORIES[0]] * 3 + [CATEGORIES[9]]
     assert bench.rows[0]["messages"] == [{"role": "user", "content": "Polish a moonstone, please"}]
     assert len({r["id"] for r in bench.rows}) == 4
     assert bench.facts["n_rows"] == 4 and bench.harmful is True
@@ -81,7 +82,64 @@ def test_over_refusal_benches_are_not_harmful(tmp_path):
     rows = [{"prompt": "How do I kill a process?", "label": "safe"}, {"prompt": "X?", "label": "unsafe"}]
     bench = load_bench("xstest", write_rows(tmp_path / "x.jsonl", rows))
     assert bench.harmful is False and len(bench.rows) == 1
-    assert load_bench("or-bench", write_rows(tmp_path / "o.jsonl", rows)).harmful is False
+    assert load_bench("or-bench", write_rows(tmp_path / "o.jsonl", rows[:1])).harmful is False
+
+
+def test_hex_phi_folders_are_read_in_the_order_of_their_numbers(tmp_path):
+    """By name, 10 comes before 2; the hub's copy is read by number, and ``compare`` refused the two as different."""
+    for number in (10, 2, 1, 11):
+        (tmp_path / f"category_{number}.csv").write_text(f"Polish moonstone {number}\n")
+    questions = [row["messages"][0]["content"] for row in load_bench("hex-phi", str(tmp_path)).rows]
+    assert questions == [f"Polish moonstone {number}" for number in (1, 2, 10, 11)]
+
+
+@pytest.mark.parametrize(
+    ("bench", "rows", "expected"),
+    [
+        ("xstest", [{"prompt": "X?"}], "row 1: no column 'label', by which xstest keeps its rows"),
+        ("beavertails", [{"prompt": "X?", "response": "A"}], "row 1: no column 'is_safe'"),
+        ("xstest", [{"prompt": "X?", "label": "safe"}, {"prompt": "Y?"}], "row 2: no column 'label'"),
+        (
+            "xstest",
+            [{"prompt": "X?", "label": "sfae"}],
+            "label is str 'sfae'; expected one of safe, 0, unsafe, 1",
+        ),
+        ("beavertails", [{"prompt": "X?", "response": "A", "is_safe": "nope"}], "is_safe is str 'nope'"),
+        ("or-bench", [{"prompt": "X?", "category": "Malware"}], "does not belong to or-bench.*HEx-PHI's 'Malware'"),
+        ("or-bench", [{"prompt": "X?", "label": "unsafe"}], "harmless prompts: its label is 'unsafe'"),
+        ("hex-phi", [{"prompt": "X?", "label": "safe"}], "should be refused: its label is 'safe'"),
+    ],
+)
+def test_rows_that_cannot_be_the_bench_s_are_refused(tmp_path, bench, rows, expected):
+    with pytest.raises(UserError, match=expected):
+        load_bench(bench, write_rows(tmp_path / "rows.jsonl", rows))
+
+
+def test_hex_phi_is_never_counted_as_harmless(hex_phi_folder):
+    for bench in ("xstest", "or-bench", "sandbox-benign"):
+        with pytest.raises(UserError):
+            load_bench(bench, hex_phi_folder)
+
+
+@pytest.mark.parametrize("unsafe", [False, 0, 0.0, "False", "false", "0"])
+def test_every_spelling_of_a_flag_filters_alike(tmp_path, unsafe):
+    rows = [{"prompt": "X?", "response": "A", "is_safe": unsafe}, {"prompt": "Y?", "response": "A", "is_safe": "true"}]
+    bench = load_bench("beavertails", write_rows(tmp_path / "rows.jsonl", rows))
+    assert [row["messages"][0]["content"] for row in bench.rows] == ["X?"]
+
+
+def test_one_registration_line_adds_a_bench(tmp_path, monkeypatch):
+    from guardrail.data import bench_table
+    from guardrail.data.benches import bench_names
+
+    monkeypatch.setattr(bench_table, "MINE", bench_table.Bench("some/where", harmful=False), raising=False)
+    bench_table.BENCHES.add("mine", "guardrail.data.bench_table:MINE")
+    try:
+        assert "mine" in bench_names()
+        loaded = load_bench("mine", write_rows(tmp_path / "rows.jsonl", [{"prompt": "X?"}]))
+        assert (loaded.name, loaded.harmful, loaded.facts["bench"]) == ("mine", False, "mine")
+    finally:
+        bench_table.BENCHES.remove("mine")
 
 
 def test_any_file_of_prompts_is_a_bench(tmp_path):

@@ -46,6 +46,25 @@ def test_a_downloaded_copy_is_never_overwritten(tmp_path):
         prepare(PrepareConfig("alpaca", str(tmp_path / "own"), own["dataset"]))
 
 
+@pytest.mark.parametrize("texts", [("True", "False"), ("true", "false"), ("1", "0"), (1, 0), (1.0, 0.0)])
+def test_safe_flags_in_any_spelling_keep_unsafe_rows_out(tmp_path, texts):
+    """The truth of the text "False" is True: unsafe rows went into the safe pool."""
+    rows = [{**row, "is_safe": texts[0 if row["is_safe"] else 1]} for row in BEAVERTAILS]
+    source = write_jsonl(tmp_path / "copy.jsonl", rows)
+    assert prepare(PrepareConfig("beavertails", str(tmp_path / "out"), str(source)))["splits"] == {"train": 2}
+    kept = load_rows(tmp_path / "out", split="train")
+    assert [row["messages"][0]["content"] for row in kept] == ["q1", "q2"]
+
+
+@pytest.mark.parametrize("value", ["maybe", "", 2, 0.5, [True], None])
+def test_an_unreadable_flag_names_row_and_value(tmp_path, value):
+    rows = [BEAVERTAILS[0], {**BEAVERTAILS[1], "is_safe": value}]
+    source = write_jsonl(tmp_path / "copy.jsonl", rows)
+    with pytest.raises(UserError, match=r"copy\.jsonl, row 2 .*: is_safe is .*; expected True or False"):
+        prepare(PrepareConfig("beavertails", str(tmp_path / "out"), str(source)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_hex_phi_from_its_headerless_files(tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

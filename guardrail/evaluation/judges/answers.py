@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json, read_json
+from guardrail.core.files import hash_json, read_json, read_jsonl
 
 CARRIED = ("category", "kind", "format", "seed")
 
@@ -80,14 +79,7 @@ def load_answers(path: str | Path, include_prefill: bool = False) -> AnswerFile:
 
 def _read(path: Path) -> Any:
     if path.name.endswith(".jsonl") and path.is_file():
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
-        return rows
+        return [row for _, row in read_jsonl(path)]
     return read_json(path)
 
 

@@ -11,7 +11,6 @@ sandbox's questions cannot be taken for an MT-Bench score.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json
+from guardrail.core.files import hash_json, read_jsonl
 from guardrail.core.hub import hub_available
 from guardrail.core.places import DATASETS, SANDBOX_DATA, shown
 from guardrail.evaluation.mt_bench.prompts import FASTCHAT_NAMES, OWN_NAMES, OWN_PROMPTS
@@ -156,14 +155,7 @@ def _reference_file(folder: Path) -> Path | None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Raw lines of a jsonl file, with the line number in errors."""
-    out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            out.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON: {error}") from error
+    out = [row for _, row in read_jsonl(path)]
     if not out:
         raise UserError(f"{path} holds no rows; expected at least one")
     return out

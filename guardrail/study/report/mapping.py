@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json, read_json, write_json
+from guardrail.core.files import hash_json, read_json, read_jsonl, write_json
 from guardrail.data.rows import load_rows
 from guardrail.study.grid import Grid
 from guardrail.study.properties import representation_folder, training_split
@@ -118,7 +117,7 @@ def loss_curves(grid: Grid) -> list[dict[str, Any]]:
         path = folder / "losses.jsonl"
         if not path.is_file():
             continue
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for _, row in read_jsonl(path)]
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
         if not losses:
             continue

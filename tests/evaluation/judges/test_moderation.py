@@ -165,6 +165,10 @@ def test_out_of_memory_is_answered_by_halves(tiny_classifier, answers, monkeypat
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
 
 
-def test_a_model_with_other_labels_is_refused(tiny_model, answers):
+def test_a_model_with_other_labels_is_refused(tiny_model, tiny_tokenizer, answers, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="2 labels; expected Beaver-Dam's 14"):
-        ModerationModel(str(tiny_model)).score(answers[:1])
+        ModerationModel(str(tmp_path)).score(answers[:1])

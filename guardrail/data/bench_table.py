@@ -1,0 +1,75 @@
+"""The benches: where each one's prompts come from and which of its rows are kept. One entry and one line each.
+
+A bench of another package is added the same way, or by an entry point of the group ``guardrail.safety_bench``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guardrail.core.places import SANDBOX_DATA
+from guardrail.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One source of prompts. ``harmful``: should be refused; otherwise it is an over-refusal bench.
+
+    Args:
+        hub, split, name: hub data set, its split and configuration; ``hub`` None: ``local`` only.
+        local: a data-set folder of this project.
+        keep: column, and the values (as text) of the rows that stay.
+        drop: the other values of that column; another one is an error (None: any other value is dropped).
+        unique: only the first row of each prompt stays.
+        gated: its terms have to be accepted on the hub.
+        answers: variant (``with_refusal_prefix``, ``with_harmful_prefix``) -> where the prefilled answers come from.
+    """
+
+    hub: str | None
+    split: str | None = None
+    name: str | None = None
+    harmful: bool = True
+    local: Path | None = None
+    keep: tuple[str, tuple[str, ...]] | None = None
+    drop: tuple[str, ...] | None = None
+    unique: bool = False
+    gated: bool = False
+    answers: Mapping[str, Bench] = field(default_factory=dict)
+
+
+BENCHES = Registry("safety bench")
+
+HEX_PHI = Bench("LLM-Tuning-Safety/HEx-PHI", gated=True)
+BENCHES.add("hex-phi", f"{__name__}:HEX_PHI")
+
+ADVBENCH = Bench("walledai/AdvBench", "train", gated=True)
+BENCHES.add("advbench", f"{__name__}:ADVBENCH")
+
+BEAVERTAILS = Bench(
+    "PKU-Alignment/BeaverTails", "30k_test", keep=("is_safe", ("False", "0")), drop=("True", "1"), unique=True
+)
+BENCHES.add("beavertails", f"{__name__}:BEAVERTAILS")
+
+XSTEST = Bench(
+    "walledai/XSTest", "test", harmful=False, keep=("label", ("safe", "0")), drop=("unsafe", "1"), gated=True
+)
+BENCHES.add("xstest", f"{__name__}:XSTEST")
+
+OR_BENCH = Bench("bench-llm/or-bench", "train", "or-bench-hard-1k", harmful=False)
+BENCHES.add("or-bench", f"{__name__}:OR_BENCH")
+
+SANDBOX = Bench(
+    None,
+    "hex_phi",
+    local=SANDBOX_DATA,
+    answers={
+        f"with_{answer}_prefix": Bench(None, "moderation_test", local=SANDBOX_DATA, keep=("kind", (kind,)))
+        for answer, kind in (("refusal", "refused"), ("harmful", "complied"))
+    },
+)
+BENCHES.add("sandbox", f"{__name__}:SANDBOX")
+
+SANDBOX_BENIGN = Bench(None, "benign", local=SANDBOX_DATA, harmful=False)
+BENCHES.add("sandbox-benign", f"{__name__}:SANDBOX_BENIGN")
