@@ -188,7 +188,8 @@ def bench_selection(repeats: int, scale: float, clock: str = "wall") -> dict[str
     import torch
     from sklearn.metrics.pairwise import cosine_similarity
 
-    from guardrail.similarity.selection import ranking, scoring
+    from guardrail.similarity.scorers import cosines
+    from guardrail.similarity.selection import ranking
 
     N, M, D = max(200, int(20_000 * scale)), max(50, int(5_000 * scale)), max(32, int(1024 * scale))
     generator = torch.Generator().manual_seed(0)
@@ -196,7 +197,7 @@ def bench_selection(repeats: int, scale: float, clock: str = "wall") -> dict[str
     product = torch.empty(N, M)
 
     def ours() -> Any:
-        return ranking.rank_rows(scoring.score_pool(pool, anchors, device=torch.device("cpu")))
+        return ranking.rank_rows(cosines.score_pool(pool, anchors, device=torch.device("cpu")))
 
     def sklearn() -> Any:
         similarity = np.sort(cosine_similarity(pool.numpy(), anchors.numpy()), axis=1)[:, ::-1]
@@ -216,16 +217,17 @@ def bench_selection(repeats: int, scale: float, clock: str = "wall") -> dict[str
 
 MEMORY_PROGRAM = """
 import json, sys, time, torch
-from guardrail.similarity.selection import ranking, scoring
+from guardrail.similarity.scorers import cosines
+from guardrail.similarity.selection import ranking
 N, M, D, threads = map(int, sys.argv[1:])
 if threads: torch.set_num_threads(threads)
 pool, anchors = torch.randn(N, D), torch.randn(M, D)
-scoring.score_pool(pool[:64], anchors[:64])
+cosines.score_pool(pool[:64], anchors[:64])
 def memory(name):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(name))
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here: imports had a higher one
 before, start = memory("VmRSS"), time.perf_counter()
-ranking.rank_rows(scoring.score_pool(pool, anchors))
+ranking.rank_rows(cosines.score_pool(pool, anchors))
 print(json.dumps({"inputs_mib": round(4 * (N + M) * D / 2**20, 1),
                   "similarity_matrix_would_be_mib": round(4 * N * M / 2**20, 1),
                   "memory_beyond_inputs_mib": round(memory("VmHWM") - before, 1),
@@ -252,14 +254,14 @@ def bench_gpu(folder: Path, repeats: int, scale: float) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"not_run": "no GPU on this machine"}
-    from guardrail.similarity.selection import scoring
+    from guardrail.similarity.scorers import cosines
 
     extraction = bench_extraction(folder, max(1, repeats // 2), scale, big=True)
     torch.cuda.empty_cache()
     N, M, D = int(1_000_000 * scale), int(100_000 * scale), 4096
     pool = torch.randn(N, D, dtype=torch.float32).to(torch.bfloat16)
     anchors = torch.randn(M, D, dtype=torch.float32).to(torch.bfloat16)
-    selection, _ = timed(lambda: scoring.score_pool(pool, anchors))
+    selection, _ = timed(lambda: cosines.score_pool(pool, anchors))
     a, b = pool[:16384].cuda().float(), anchors[:16384].cuda().float()
     product, _ = timed(lambda: torch.mm(a, b.T))
     product, _ = timed(lambda: torch.mm(a, b.T))

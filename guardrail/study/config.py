@@ -15,13 +15,11 @@ from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.prompts import check_style
-from guardrail.similarity.selection.names import SELECTOR_NEEDS
+from guardrail.similarity.selection.options import SELECTORS, needs
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
 # `full` from the pool itself; all others are selected per task.
-TASK_SUBSETS = tuple(
-    name for name, needs in SELECTOR_NEEDS.items() if name not in ("random", "full") and "safe_anchors" not in needs
-)
+TASK_SUBSETS = tuple(name for name in SELECTORS if name not in ("random", "full") and "safe_anchors" not in needs(name))
 SUBSETS = (*TASK_SUBSETS, "random", "full", "none")
 
 

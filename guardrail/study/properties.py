@@ -73,9 +73,9 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     import torch
 
     from guardrail.similarity.representations.read import read_representations
+    from guardrail.similarity.scorers.cosines import score_pool
     from guardrail.similarity.selection.composition import describe_rows
     from guardrail.similarity.selection.diversity import describe_diversity
-    from guardrail.similarity.selection.scoring import score_pool
 
     source = grid.study.safety_pool
     rows = {row["id"]: row for row in load_rows(source.source, split=source.split)}

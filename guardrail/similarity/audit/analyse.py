@@ -22,7 +22,7 @@ import torch
 
 from guardrail.data.rows import Row
 from guardrail.similarity.audit.sets import AuditSet
-from guardrail.similarity.selection import scoring
+from guardrail.similarity.scorers import cosines
 from guardrail.similarity.selection.composition import answer_text, category_column, category_of, describe_rows, is_list
 from guardrail.similarity.selection.diversity import describe_diversity
 
@@ -36,9 +36,13 @@ LEANING = 2 / 3
 Array = np.ndarray[Any, Any]
 
 
-def cosines(a: torch.Tensor, b: torch.Tensor) -> Array:
+def similarity_matrix(a: torch.Tensor, b: torch.Tensor) -> Array:
     """All cosines of two small sets, (rows of a, rows of b) float32."""
-    return (scoring.unit_rows(a, "a set") @ scoring.unit_rows(b, "a set").T).numpy()
+    cosines.check_widths(a, b)
+    for one in (a, b):
+        cosines.inverse_norms(one, "a set")
+    product = cosines.fixed_point(a) @ cosines.fixed_point(b).T
+    return (product / cosines.FIXED_POINT**2).float().numpy()
 
 
 def measure(similarity: Array, name: str) -> Array:
@@ -74,8 +78,8 @@ def compare_with_references(
 ) -> dict[str, Any]:
     """Row percentile of the customer and place of its mean among the reference sets' means, for one variant."""
     target = alignment.matrices[view]
-    own = scoring.score_pool(customer.matrices[view], target)
-    scores = {one.name: scoring.score_pool(one.matrices[view], target) for one in references}
+    own = cosines.score_pool(customer.matrices[view], target)
+    scores = {one.name: cosines.score_pool(one.matrices[view], target) for one in references}
     out: dict[str, Any] = {"customer_mean": round(float(own.mean()), 6)}
     if scores:
         means = {name: round(float(values.mean()), 6) for name, values in scores.items()}
@@ -91,7 +95,7 @@ def compare_with_references(
 
 def drivers(customer: AuditSet, alignment: AuditSet, view: str) -> dict[str, Any]:
     """Customer rows that most alignment rows are nearest to, and the closest pairs (a customer row once)."""
-    nearest, value = scoring.nearest_anchors(alignment.matrices[view], customer.matrices[view])
+    nearest, value = cosines.nearest_anchors(alignment.matrices[view], customer.matrices[view])
     rows, counts = np.unique(nearest, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TOP_ROWS]
     top = [
@@ -153,7 +157,7 @@ def similarity_table(customer: AuditSet, variants: list[AuditSet]) -> dict[str, 
     table: dict[str, dict[str, dict[str, float]]] = {}
     for view, target in customer.matrices.items():
         for variant in variants:
-            similarity = cosines(variant.matrices[view], target)
+            similarity = similarity_matrix(variant.matrices[view], target)
             for name in MEASURES:
                 value = round(float(measure(similarity, name).mean()), 6)
                 table.setdefault(view, {}).setdefault(name, {})[variant.name] = value
@@ -169,7 +173,7 @@ def bootstrap_winners(
     customer: AuditSet, variants: list[AuditSet], view: str, draws: int, generator: np.random.Generator
 ) -> dict[str, float]:
     """Share of resamples of the customer's rows (the same for all) and of each variant's rows in which it is lowest."""
-    matrices = [cosines(variant.matrices[view], customer.matrices[view]) for variant in variants]
+    matrices = [similarity_matrix(variant.matrices[view], customer.matrices[view]) for variant in variants]
     wins = np.zeros(len(variants))
     n = len(customer)
     for _ in range(draws):

@@ -9,7 +9,7 @@ import numpy as np
 
 from guardrail.similarity.audit.sets import AuditSet
 from guardrail.similarity.clustering.figure import principal_components
-from guardrail.similarity.selection import scoring
+from guardrail.similarity.scorers import cosines
 
 # Okabe and Ito's colours, distinguishable by colour-blind readers; markers and dashes carry the same information
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -59,7 +59,7 @@ def draw_references(customer: AuditSet, alignment: AuditSet, references: list[Au
     """Cumulative distributions of the rows' largest cosine to one variant: the customer against reference sets."""
     figure, axes = _new(6.4, 3.8)
     for number, one in enumerate([customer, *references]):
-        values = np.sort(scoring.score_pool(one.matrices[view], alignment.matrices[view]))
+        values = np.sort(cosines.score_pool(one.matrices[view], alignment.matrices[view]))
         share = np.arange(1, len(values) + 1) / len(values)
         style = {"color": "black", "linewidth": 2.4} if number == 0 else {}
         if number:
@@ -95,7 +95,7 @@ def draw_map(customer: AuditSet, variants: list[AuditSet], view: str, seed: int)
     generator = np.random.default_rng(seed)
     parts = []
     for one in [*variants, customer]:
-        unit = scoring.unit_rows(one.matrices[view]).numpy()
+        unit = cosines.unit_rows(one.matrices[view]).numpy()
         if len(unit) > MAP_POINTS:
             unit = unit[generator.choice(len(unit), MAP_POINTS, replace=False)]
         parts.append(unit)

@@ -134,7 +134,7 @@ def analyse_sets(config: AuditConfig, sets: list[Any]) -> dict[str, Any]:
     wins = analyse.bootstrap_winners(customer, variants, view, config.bootstrap, generator)
     entries = []
     for variant in variants:
-        values = analyse.measure(analyse.cosines(variant.matrices[view], customer.matrices[view]), "max")
+        values = analyse.measure(analyse.similarity_matrix(variant.matrices[view], customer.matrices[view]), "max")
         driving = analyse.drivers(customer, variant, view)
         if config.show_text:
             _add_texts(driving, customer, variant)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.similarity.selection.scoring import Matrix, RowView, unit_blocks, unit_rows
+from guardrail.similarity.scorers.cosines import Matrix, RowView, unit_blocks, unit_rows
 
 ALGORITHMS = ("kmeans", "minibatch_kmeans", "agglomerative", "hdbscan")
 NEEDS_SEED = ("kmeans", "minibatch_kmeans")

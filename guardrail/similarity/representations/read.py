@@ -119,7 +119,7 @@ def read_representations(path: str | Path, view: str | None = None, stack: bool 
         view: which of a store's matrices (``layer16_eos``); the first one by default. Refused for bare tensors.
 
     Raises ``UserError``: nothing readable there, unfinished store, unknown view, not a 2-D tensor of numbers, empty.
-    Non-finite values are refused where they are used (``scoring.inverse_norms``), which reads every row anyway.
+    Non-finite values are refused where they are used (``cosines.inverse_norms``), which reads every row anyway.
     """
     kind, place = locate(path, stack)
     if kind == "store":

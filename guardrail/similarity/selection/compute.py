@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from guardrail.core import ranks
 from guardrail.core.cli import log
@@ -17,10 +14,11 @@ from guardrail.core.provenance import run_record
 from guardrail.data.rows import Row, load_rows
 from guardrail.similarity.representations.align import align_rows, check_comparable
 from guardrail.similarity.representations.read import Representations, read_representations
-from guardrail.similarity.selection import diversity, output, ranking, scoring, sweep
+from guardrail.similarity.scorers import Inputs, cosines, score_rows
+from guardrail.similarity.selection import diversity, output, ranking, sweep
 from guardrail.similarity.selection.composition import describe_rows, length_chars, score_correlations
-from guardrail.similarity.selection.pipeline import SelectionConfig, subset_config
-from guardrail.similarity.selection.selectors import SELECTORS, Pool
+from guardrail.similarity.selection.options import SELECTORS, SelectionConfig
+from guardrail.similarity.selection.selectors import Pool
 
 Array = np.ndarray[Any, Any]
 ENTROPY_CLUSTERS = 20
@@ -40,18 +38,18 @@ def compute_subsets(
     place = {row["id"]: number for number, row in enumerate(rows)}
     reps, anchors, notes, n_without = None, None, [], 0
     pool_rows = rows
-    if config.pool_reps is not None and config.anchor_reps is not None:
-        reps = read_representations(config.pool_reps, config.view)
-        anchors = read_representations(config.anchor_reps, config.view)
+    if config.dataset_reps_dir is not None and config.anchoring_reps_dir is not None:
+        reps = read_representations(config.dataset_reps_dir, config.view)
+        anchors = read_representations(config.anchoring_reps_dir, config.view)
         notes += check_comparable(reps, anchors)
-        pool_rows, n_without = align_rows(rows, reps, config.pool_data)
+        pool_rows, n_without = align_rows(rows, reps, config.dataset_dir)
         views = sweep.sweep_views(reps, anchors, config.sweep) if config.sweep else []
     keep = [i for i, row in enumerate(pool_rows) if place[row["id"]] not in repeated]
-    matrix: scoring.Matrix | None = None if reps is None else reps.matrix
+    matrix: cosines.Matrix | None = None if reps is None else reps.matrix
     if len(keep) < len(pool_rows):
         pool_rows = [pool_rows[i] for i in keep]
         # a view, not a copy: the pool may be larger than the memory that is left
-        matrix = None if matrix is None else scoring.RowView(matrix, np.asarray(keep))
+        matrix = None if matrix is None else cosines.RowView(matrix, np.asarray(keep))
     if config.select_n > len(pool_rows):
         raise UserError(
             f"--select_n {config.select_n} is more than the {len(pool_rows)} rows left: {n_without} have no "
@@ -60,12 +58,13 @@ def compute_subsets(
     scores = None
     if matrix is not None and anchors is not None:
         avg_n = len(anchors) if config.merge == "mean" else config.avg_n
-        scores = _score_on_all_ranks(matrix, anchors.matrix, avg_n)
+        inputs_ = Inputs(representations=matrix, anchors=anchors.matrix, avg_n=avg_n, seed=config.seed)
+        scores = score_rows("similarity", pool_rows, inputs_)
     if not ranks.is_main():
         return
     pool = Pool(pool_rows, config.seed, matrix, None if anchors is None else anchors.matrix, scores, config.merge)
     _add_optional(pool, config, reps)
-    chosen = {name: SELECTORS[name].select(pool, config.select_n) for name in config.selectors}
+    chosen = {name: SELECTORS.load(name)(pool, config.select_n) for name in config.selector}
     for name, indices in chosen.items():
         assert len(set(indices.tolist())) == len(indices) == (len(pool) if name == "full" else config.select_n)
     row_numbers = np.asarray([place[row["id"]] for row in pool_rows], dtype=np.int64)
@@ -73,7 +72,7 @@ def compute_subsets(
     subsets = {}
     for name, indices in chosen.items():
         files = output.write_subset(
-            Path(config.folder),
+            config.folder,
             stems[name],
             [pool_rows[i] for i in indices],
             row_numbers[indices],
@@ -82,8 +81,8 @@ def compute_subsets(
         overlap = {stems[other]: len(set(indices.tolist()) & set(rows_.tolist())) for other, rows_ in chosen.items()}
         subsets[stems[name]] = {
             "selector": name,
-            "rule": SELECTORS[name].rule,
-            "parameters": subset_config(config, name),
+            "rule": SELECTORS.facts(name).get("rule", ""),
+            "parameters": output.subset_options(config, name),
             "n": len(indices),
             "scores": _describe_scores(pool, name, indices),
             "overlap": {other: count for other, count in overlap.items() if other != stems[name]},
@@ -93,39 +92,29 @@ def compute_subsets(
             "notes": pool.notes.get(name, []),
             "fingerprint": prints[name],
             **files,
-            "run": run_record("select", subset_config(config, name), n=len(indices), seed=config.seed, inputs=inputs),
+            "run": run_record(
+                "select", output.subset_options(config, name), n=len(indices), seed=config.seed, inputs=inputs
+            ),
         }
-    output.merge_selection(Path(config.folder), subsets, _shared(pool, config, rows, reps, anchors, notes, n_without))
+    output.merge_selection(config.folder, subsets, _shared(pool, config, rows, reps, anchors, notes, n_without))
     if config.sweep:
         assert reps is not None and anchors is not None
         _sweep(pool, config, keep, reps, anchors, views, inputs, sweep_print)
     log(f"{config.folder}: " + ", ".join(f"{stem} ({entry['n']} rows)" for stem, entry in subsets.items()))
 
 
-def _score_on_all_ranks(matrix: scoring.Matrix, anchors: torch.Tensor, avg_n: int) -> Array:
-    """Every rank scores a contiguous share of the pool; all get the whole, in row order."""
-    N, world = matrix.shape[0], ranks.world_size()
-    cuts = [N * rank // world for rank in range(world + 1)]
-    start, stop = list(pairwise(cuts))[ranks.rank()]
-    if world == 1:
-        return scoring.score_pool(matrix, anchors, avg_n)
-    share = scoring.RowView(matrix, np.arange(start, stop))
-    # an empty share of a pool smaller than the number of ranks has nothing to score
-    part = scoring.score_pool(share, anchors, avg_n) if stop > start else np.empty(0, np.float32)
-    scores = np.concatenate(ranks.gather(part))
-    return scoring.unify_duplicates(matrix, scoring.inverse_norms(matrix, "pool"), scores)
-
-
 def _add_optional(pool: Pool, config: SelectionConfig, reps: Representations | None) -> None:
     if "anchor_data" in config.needs:
-        assert config.anchor_data is not None
-        pool.anchor_lengths = [length_chars(row) for row in load_rows(config.anchor_data, split=config.anchor_split)]
+        assert config.anchoring_dataset_dir is not None
+        pool.anchor_lengths = [
+            length_chars(row) for row in load_rows(config.anchoring_dataset_dir, split=config.anchoring_split)
+        ]
     if "safe_anchors" in config.needs:
-        assert config.safe_anchor_reps is not None and reps is not None and pool.anchors is not None
-        safe = read_representations(config.safe_anchor_reps, config.view)
+        assert config.safe_anchoring_reps_dir is not None and reps is not None and pool.anchors is not None
+        safe = read_representations(config.safe_anchoring_reps_dir, config.view)
         check_comparable(reps, safe)
-        pool.bi_anchor_scores = scoring.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, pool.anchors)
-        pool.bi_anchor_scores -= scoring.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, safe.matrix)
+        pool.bi_anchor_scores = cosines.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, pool.anchors)
+        pool.bi_anchor_scores -= cosines.mean_scores(reps.matrix if pool.matrix is None else pool.matrix, safe.matrix)
 
 
 def _sweep(
@@ -142,16 +131,16 @@ def _sweep(
 
     def choose(view: str) -> dict[str, Array]:
         matrix = read_representations(reps.path, view).matrix
-        matrix = scoring.RowView(matrix, np.asarray(keep)) if len(keep) < len(matrix) else matrix
+        matrix = cosines.RowView(matrix, np.asarray(keep)) if len(keep) < len(matrix) else matrix
         others = read_representations(anchors.path, view).matrix
-        scores = scoring.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
+        scores = cosines.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
         under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)
-        return {name: SELECTORS[name].select(under, config.select_n) for name in config.swept_selectors}
+        return {name: SELECTORS.load(name)(under, config.select_n) for name in config.swept_selectors}
 
     result = sweep.run_sweep(views, config.swept_selectors, len(pool), choose)
-    folder = Path(config.folder)
+    folder = config.folder
     sweep.draw_sweep(result, folder / "sweep.png")
-    run = run_record("select_sweep", {"sweep": list(config.sweep), "views": views}, n=len(pool), inputs=inputs)
+    run = run_record("select_sweep", {"sweep": list(config.sweep or ()), "views": views}, n=len(pool), inputs=inputs)
     write_json(folder / output.SWEEP, {**result, "figure": "sweep.png", "fingerprint": sweep_print, "run": run})
 
 
@@ -171,12 +160,12 @@ def _describe_scores(pool: Pool, name: str, indices: Array) -> dict[str, Any]:
 
 
 def _effective_anchors(
-    matrix: scoring.Matrix | None, anchors: Representations | None, indices: Array
+    matrix: cosines.Matrix | None, anchors: Representations | None, indices: Array
 ) -> dict[str, Any]:
     """How many anchors a subset hangs on: inverse Simpson index 1 / sum p_j^2 of the selected rows' nearest anchors."""
     if matrix is None or anchors is None:
         return {}
-    nearest, _ = scoring.nearest_anchors(scoring.RowView(matrix, indices), anchors.matrix)
+    nearest, _ = cosines.nearest_anchors(cosines.RowView(matrix, indices), anchors.matrix)
     used, counts = np.unique(nearest, return_counts=True)
     share = counts / counts.sum()
     top = np.argsort(-counts, kind="stable")[:5]
@@ -207,7 +196,7 @@ def _diversity(
     if not config.diversity or pool.matrix is None:
         return None
     whole = name == "full"
-    rows = pool.matrix if whole else scoring.RowView(pool.matrix, indices)
+    rows = pool.matrix if whole else cosines.RowView(pool.matrix, indices)
     return diversity.describe_diversity(rows, None if whole else pool.matrix, clusters, indices)
 
 
@@ -222,8 +211,8 @@ def _shared(
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
         "pool": {
-            "path": config.pool_data,
-            "split": config.pool_split,
+            "path": config.dataset_dir,
+            "split": config.split,
             "n": len(rows),
             "n_without_representation": n_without,
             "n_used": len(pool),
@@ -234,7 +223,7 @@ def _shared(
         "anchors": None if anchors is None else anchors.describe(),
         "notes": notes,
         "scores": {"scored": False},
-        "run": run_record("select", {"selectors": list(config.selectors), "folder": config.folder}, n=len(rows)),
+        "run": run_record("select", {"selectors": list(config.selector), "folder": str(config.folder)}, n=len(rows)),
     }
     if pool.scores is not None:
         out["scores"] = {

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guardrail.similarity.selection.scoring import Matrix, Products, score_pool, unit_blocks
+from guardrail.similarity.scorers.cosines import Matrix, Products, score_pool, unit_blocks
 
 NEAR_DUPLICATE_COSINE = 0.99
 MAX_DOUBLE_WIDTH = 2048

@@ -19,11 +19,20 @@ import numpy as np
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, hash_file, read_json, write_json, write_jsonl
+from guardrail.core.options import decisive
 from guardrail.data.rows import Row
+from guardrail.similarity.selection.options import SelectionConfig
 
 SELECTION = "selection.json"
 SWEEP = "sweep.json"
 Array = np.ndarray[Any, Any]
+
+
+def subset_options(config: SelectionConfig, selector: str) -> dict[str, Any]:
+    """The options that decide one subset: no other selectors, no sweep, no paths."""
+    options = decisive(config)
+    del options["sweep"]
+    return {**options, "selector": selector}
 
 
 @contextlib.contextmanager

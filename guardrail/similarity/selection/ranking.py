@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.similarity.selection.scoring import Matrix, best_ranks
+from guardrail.similarity.scorers.cosines import Matrix, best_ranks
 
 Array = np.ndarray[Any, Any]
 

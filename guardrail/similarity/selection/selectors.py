@@ -1,4 +1,4 @@
-"""Selectors and controls on one interface: ``SELECTORS[name](pool, n) -> row numbers in output order``.
+"""Selectors and controls on one interface: ``select(pool, n) -> row numbers in output order``; named in ``options``.
 
 High-Sim against Low-Sim confounds similarity with diversity, length and format. Each control holds one rival fixed or
 uses it alone, at the same budget:
@@ -32,10 +32,9 @@ import torch
 
 from guardrail.core.errors import UserError
 from guardrail.data.rows import Row
+from guardrail.similarity.scorers.cosines import CHUNK_BYTES, FIXED_POINT, Matrix, fixed_point
 from guardrail.similarity.selection import ranking
 from guardrail.similarity.selection.composition import answer_text, category_column, category_of, is_list, length_chars
-from guardrail.similarity.selection.names import SELECTOR_NEEDS
-from guardrail.similarity.selection.scoring import Matrix, RowView, unit_blocks, unit_rows
 
 Array = np.ndarray[Any, Any]
 LENGTH_STRATA = 10
@@ -155,8 +154,9 @@ def low_sim_low_div(pool: Pool, n: int) -> Array:
         centre = unit[seed]
         for _ in range(3):
             members = torch.sort(unit @ centre, descending=True, stable=True).indices[:n]
-            centre = unit[members].mean(dim=0)
-        tightness = float(centre @ centre)  # grows with the mean pairwise cosine
+            total = unit[members].sum(dim=0)
+            centre = fixed_point(total[None])[0]
+        tightness = float(torch.linalg.vector_norm(total / FIXED_POINT)) / n  # grows with the mean pairwise cosine
         if best is None or tightness > best[0] + 1e-9:
             best = (tightness, members.numpy())
     assert best is not None
@@ -173,13 +173,18 @@ def high_sim_high_div(pool: Pool, n: int) -> Array:
 
 
 def project(matrix: Matrix, rows: Array, seed: int) -> torch.Tensor:
-    """Unit rows, in a Gaussian random projection to 128 dimensions if D is larger (cosines to about 0.1)."""
+    """Unit rows in fixed point, projected at random to 128 dimensions if D is larger (cosines to about 0.1).
+
+    Whole numbers throughout (``cosines.fixed_point``): sums of products are exact, so no choice hangs on rounding.
+    """
     D = matrix.shape[1]
-    view = RowView(matrix, rows)
+    size = max(16, CHUNK_BYTES // (8 * D))
+    parts = [fixed_point(matrix[torch.from_numpy(rows[i : i + size])]) for i in range(0, len(rows), size)]
     if D <= PROJECTION_DIM:
-        return unit_rows(view)
+        return torch.cat(parts)
     basis = torch.randn(D, PROJECTION_DIM, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([torch.nn.functional.normalize(unit @ basis, dim=1) for _, unit in unit_blocks(view)])
+    basis = torch.round(basis.double() * 2**14)
+    return torch.cat([fixed_point(part @ basis) for part in parts])
 
 
 def farthest_first(unit: torch.Tensor, n: int) -> list[int]:
@@ -230,32 +235,9 @@ def _length_strata_of(pool: Pool) -> Array:
     return length_strata(_lengths(pool))
 
 
-@dataclass(frozen=True)
-class Selector:
-    """A selector and its rule in words, for ``selection.json``; what it needs is in ``names.SELECTOR_NEEDS``."""
-
-    select: Callable[[Pool, int], Array]
-    rule: str
-
-
-SELECTORS: dict[str, Selector] = {
-    "high": Selector(high, "most similar rows"),
-    "low": Selector(low, "least similar rows, least similar last"),
-    "random": Selector(random, "uniform without replacement"),
-    "full": Selector(full, "the whole pool"),
-    "high_length_matched": Selector(_matched(_length_strata_of, True), "most similar within length deciles"),
-    "low_length_matched": Selector(_matched(_length_strata_of, False), "least similar within length deciles"),
-    "high_category_matched": Selector(_matched(_category_strata, True), "most similar within categories"),
-    "low_category_matched": Selector(_matched(_category_strata, False), "least similar within categories"),
-    "high_format_matched": Selector(_matched(_format_strata, True), "most similar within list / no list"),
-    "low_format_matched": Selector(_matched(_format_strata, False), "least similar within list / no list"),
-    "low_sim_low_div": Selector(low_sim_low_div, "tightest rows among the 3N least similar"),
-    "high_sim_high_div": Selector(high_sim_high_div, "farthest-first among the 3N most similar"),
-    "length_high": Selector(_by_length_distance(True), "lengths nearest to the anchors' lengths"),
-    "length_low": Selector(_by_length_distance(False), "lengths farthest from the anchors' lengths"),
-    "longest": Selector(_by_length(True), "longest responses"),
-    "shortest": Selector(_by_length(False), "shortest responses"),
-    "bi_anchor_high": Selector(_by_bi_anchor(True), "highest mean cosine to unsafe minus safe anchors"),
-    "bi_anchor_low": Selector(_by_bi_anchor(False), "lowest mean cosine to unsafe minus safe anchors"),
-}
-assert SELECTORS.keys() == SELECTOR_NEEDS.keys()
+high_length_matched, low_length_matched = _matched(_length_strata_of, True), _matched(_length_strata_of, False)
+high_category_matched, low_category_matched = _matched(_category_strata, True), _matched(_category_strata, False)
+high_format_matched, low_format_matched = _matched(_format_strata, True), _matched(_format_strata, False)
+length_high, length_low = _by_length_distance(True), _by_length_distance(False)
+longest, shortest = _by_length(True), _by_length(False)
+bi_anchor_high, bi_anchor_low = _by_bi_anchor(True), _by_bi_anchor(False)

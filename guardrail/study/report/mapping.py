@@ -61,7 +61,7 @@ def _map(grid: Grid, folders: dict[str, Path], splits: dict[str, Path]) -> dict[
     import numpy as np
 
     from guardrail.similarity.representations.read import read_representations
-    from guardrail.similarity.selection.scoring import score_pool
+    from guardrail.similarity.scorers.cosines import score_pool
 
     stores = {name: read_representations(folder) for name, folder in folders.items()}
     pool = stores["safety_pool"]

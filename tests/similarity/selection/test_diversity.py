@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from guardrail.similarity.scorers import cosines
 from guardrail.similarity.selection.composition import describe_rows, is_list, score_correlations, spearman
 from guardrail.similarity.selection.diversity import cluster_entropy, describe_diversity, near_duplicate_fraction
 
@@ -42,9 +43,7 @@ def test_ends_of_the_ranges():
 
 
 def test_near_duplicates_count_rows_with_an_earlier_double(monkeypatch):
-    from guardrail.similarity.selection import scoring
-
-    monkeypatch.setattr(scoring, "MAX_BLOCK_ROWS", 16)
+    monkeypatch.setattr(cosines, "MAX_BLOCK_ROWS", 16)
     matrix = random_matrix(50, 20, 0)
     matrix[[10, 30, 49]] = matrix[3] * torch.tensor([[2.0], [0.5], [1.0]])
     assert near_duplicate_fraction(matrix, 0.99) == pytest.approx(3 / 50)

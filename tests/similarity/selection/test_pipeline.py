@@ -110,16 +110,16 @@ def test_random_needs_no_representations(main, files):
 
 
 def test_every_selector_from_the_command_line(main, files):
-    from guardrail.similarity.selection.names import SELECTOR_NEEDS, file_stem
+    from guardrail.similarity.selection.options import SELECTORS, file_stem
 
     result = main(
         paper(
             files,
-            *("--selector", ",".join(SELECTOR_NEEDS), "--safe_anchoring_reps_dir", str(files / "safe.pt")),
+            *("--selector", ",".join(SELECTORS), "--safe_anchoring_reps_dir", str(files / "safe.pt")),
             *("--anchoring_dataset_dir", str(files / "anchors.jsonl"), "--save_folder", "all"),
         )
     )
-    for name in SELECTOR_NEEDS:
+    for name in SELECTORS:
         stem = file_stem(name, 60 if name == "full" else 10)
         assert len(read_rows(files / "all" / f"{stem}.jsonl")) == result["n"][name]
 

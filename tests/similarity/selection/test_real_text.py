@@ -15,7 +15,8 @@ from guardrail.similarity.clustering import fit
 from guardrail.similarity.representations import options as o
 from guardrail.similarity.representations.extract import extract_representations
 from guardrail.similarity.representations.read import read_representations
-from guardrail.similarity.selection import ranking, scoring
+from guardrail.similarity.scorers import cosines
+from guardrail.similarity.selection import ranking
 from guardrail.similarity.selection.composition import answer_text, is_list
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,7 @@ def test_two_means_separates_list_rows_from_essay_rows(features):
 def test_list_anchors_pull_lists_to_the_top_and_push_them_from_the_bottom(features):
     rows, pool = features("alpaca_1904.json")
     _, anchors = features("alpaca_list_100.json")
-    order = ranking.rank_rows(scoring.score_pool(pool, anchors))
+    order = ranking.rank_rows(cosines.score_pool(pool, anchors))
     lists = np.asarray([is_list(answer_text(row)) for row in rows])
     assert lists.mean() == pytest.approx(0.13, abs=0.01)
     assert lists[order[:100]].mean() >= 0.30

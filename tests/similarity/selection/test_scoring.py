@@ -12,7 +12,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
-from guardrail.similarity.selection import ranking, scoring
+from guardrail.similarity.scorers import cosines
+from guardrail.similarity.selection import ranking
 
 from .conftest import random_matrix
 
@@ -27,7 +28,7 @@ def top_n_score(similarity, avg_n):
 def test_scores_equal_the_public_definition(avg_n, dtype):
     pool, anchors = random_matrix(101, 24, 0).to(dtype), random_matrix(13, 24, 1).to(dtype)
     expected = top_n_score(cosine_similarity(pool.float().numpy(), anchors.float().numpy()), avg_n)
-    got = scoring.score_pool(pool, anchors, avg_n)
+    got = cosines.score_pool(pool, anchors, avg_n)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -35,34 +36,34 @@ def test_scores_equal_the_public_definition(avg_n, dtype):
 @pytest.mark.parametrize("avg_n", [1, 3, 40])
 def test_scores_do_not_depend_on_the_blocks(avg_n, monkeypatch):
     pool, anchors = random_matrix(210, 8, 0), random_matrix(97, 8, 1)
-    whole = scoring.score_pool(pool, anchors, avg_n)
-    monkeypatch.setattr(scoring, "MAX_BLOCK_ROWS", 16)
-    monkeypatch.setattr(scoring, "MAX_COPY_BYTES", 0)
-    np.testing.assert_allclose(scoring.score_pool(pool, anchors, avg_n), whole, atol=1e-6)
+    whole = cosines.score_pool(pool, anchors, avg_n)
+    monkeypatch.setattr(cosines, "MAX_BLOCK_ROWS", 16)
+    monkeypatch.setattr(cosines, "MAX_COPY_BYTES", 0)
+    np.testing.assert_allclose(cosines.score_pool(pool, anchors, avg_n), whole, atol=1e-6)
 
 
 def test_a_known_case_by_hand():
     """Cosines of (1,0) and (1,1) to (2,0), (0,3): [1, 0] and [sqrt(.5), sqrt(.5)]."""
     pool, anchors = torch.tensor([[5.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    np.testing.assert_allclose(scoring.score_pool(pool, anchors), [1.0, 0.5**0.5], atol=1e-7)
-    np.testing.assert_allclose(scoring.score_pool(pool, anchors, 2), [0.5, 0.5**0.5], atol=1e-7)
+    np.testing.assert_allclose(cosines.score_pool(pool, anchors), [1.0, 0.5**0.5], atol=1e-7)
+    np.testing.assert_allclose(cosines.score_pool(pool, anchors, 2), [0.5, 0.5**0.5], atol=1e-7)
 
 
 def test_scale_of_rows_is_irrelevant_and_zero_rows_score_zero():
     pool, anchors = random_matrix(30, 8, 0), random_matrix(5, 8, 1)
     scale = torch.linspace(0.01, 100, 30)[:, None]
     np.testing.assert_allclose(
-        scoring.score_pool(pool * scale, anchors * 7), scoring.score_pool(pool, anchors), atol=1e-6
+        cosines.score_pool(pool * scale, anchors * 7), cosines.score_pool(pool, anchors), atol=1e-6
     )
     pool[3] = 0
-    assert scoring.score_pool(pool, anchors)[3] == 0
+    assert cosines.score_pool(pool, anchors)[3] == 0
 
 
 def test_identical_rows_tie_exactly_and_go_by_row_order(monkeypatch):
-    monkeypatch.setattr(scoring, "MAX_BLOCK_ROWS", 16)
+    monkeypatch.setattr(cosines, "MAX_BLOCK_ROWS", 16)
     pool = random_matrix(100, 33, 0)
     pool[[17, 40, 99]] = pool[2].clone()
-    scores = scoring.score_pool(pool, random_matrix(21, 33, 1))
+    scores = cosines.score_pool(pool, random_matrix(21, 33, 1))
     assert len({scores[i] for i in (2, 17, 40, 99)}) == 1
     order = ranking.rank_rows(scores).tolist()
     places = [order.index(i) for i in (2, 17, 40, 99)]
@@ -72,8 +73,8 @@ def test_identical_rows_tie_exactly_and_go_by_row_order(monkeypatch):
 def test_row_order_of_pool_and_anchors_does_not_matter():
     pool, anchors = random_matrix(150, 16, 0), random_matrix(40, 16, 1)
     permutation = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    a = scoring.score_pool(pool, anchors, 3)
-    b = scoring.score_pool(pool[permutation], anchors.flip(0), 3)
+    a = cosines.score_pool(pool, anchors, 3)
+    b = cosines.score_pool(pool[permutation], anchors.flip(0), 3)
     np.testing.assert_allclose(a[permutation.numpy()], b, atol=1e-6)
     assert ranking.rank_rows(a)[:20].tolist() == permutation[ranking.rank_rows(b)[:20]].tolist()
 
@@ -81,7 +82,7 @@ def test_row_order_of_pool_and_anchors_does_not_matter():
 def test_nearest_anchors():
     pool, anchors = random_matrix(50, 6, 0), random_matrix(33, 6, 1)
     similarity = cosine_similarity(pool.numpy(), anchors.numpy())
-    index, value = scoring.nearest_anchors(pool, anchors)
+    index, value = cosines.nearest_anchors(pool, anchors)
     assert index.tolist() == similarity.argmax(axis=1).tolist()
     np.testing.assert_allclose(value, similarity.max(axis=1), atol=1e-6)
 
@@ -97,7 +98,7 @@ def test_nearest_anchors():
 )
 def test_bad_input(pool, anchors, avg_n, message):
     with pytest.raises(UserError, match=message):
-        scoring.score_pool(pool, anchors, avg_n)
+        cosines.score_pool(pool, anchors, avg_n)
 
 
 def lists_of(similarity, nearest):
@@ -135,7 +136,7 @@ def test_merge_rules_against_brute_force(n, nearest, anchors_alike):
     if anchors_alike:  # lists that overlap almost wholly: the search has to go deep
         anchors = anchors[:1] + 0.01 * anchors
     similarity = cosine_similarity(pool.numpy(), anchors.numpy())
-    scores = scoring.score_pool(pool, anchors)
+    scores = cosines.score_pool(pool, anchors)
     union = ranking.merged_order(pool, anchors, scores, "union", n, nearest)
     assert union.tolist() == brute_union(similarity, scores, n, nearest)
     turns = ranking.merged_order(pool, anchors, scores, "round_robin", n, nearest)
@@ -154,13 +155,13 @@ def test_memory_stays_below_the_budget_whatever_the_product_of_sizes():
     """60k x 12k would be 2.9 GB of similarities; peak growth beyond the inputs is measured in a fresh process."""
     program = """
 import json, resource, torch
-from guardrail.similarity.selection import scoring
+from guardrail.similarity.scorers import cosines
 torch.set_num_threads(1)
 pool, anchors = torch.randn(60_000, 64), torch.randn(12_000, 64)
-scoring.score_pool(pool[:4096], anchors[:16])  # libraries are in memory now
+cosines.score_pool(pool[:4096], anchors[:16])  # libraries are in memory now
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-scoring.score_pool(pool, anchors)
-scoring.best_ranks(pool[:20_000], anchors[:200], 50, True)
+cosines.score_pool(pool, anchors)
+cosines.best_ranks(pool[:20_000], anchors[:200], 50, True)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
     done = subprocess.run(
