@@ -52,7 +52,7 @@ def test_the_smaller_budget_holds_for_the_next_run():
 
 
 def test_one_item_that_never_fits_is_a_user_error_in_the_callers_words():
-    with pytest.raises(UserError, match="^item 1 is too long$"):
+    with pytest.raises(UserError, match=r"^item 1 is too long$"):
         list(Budget(100).run([5, 90], limited([5, 90], 50, []), lambda i: f"item {i} is too long"))
 
 
