@@ -52,10 +52,10 @@ def trainer(arguments: dict[str, Any], data: Any | None = None) -> Any:
     """This project's trainer with a real DeepSpeed engine, ready to step. ``data`` replaces the tokenised rows."""
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import engine, sft
+    from guardrail.training.batches import enable_packed_attention
     from guardrail.training.config import parse_config
     from guardrail.training.data import tokenise
     from guardrail.training.loop import Trainer
-    from guardrail.training.packing import enable_packed_attention
 
     config = parse_config([part for key, value in arguments.items() for part in (f"--{key}", str(value))])
     engine.init_distributed()

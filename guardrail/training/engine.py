@@ -115,7 +115,8 @@ def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
 
 def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Trained parameters with and without weight decay (biases and norms), as align-anything groups them."""
-    decayed, other = [], []
+    decayed: list[Any] = []
+    other: list[Any] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (other if any(part in name for part in NO_DECAY) else decayed).append(parameter)

@@ -1,4 +1,4 @@
-"""The training loop: plans in, losses out.
+"""The training loop and the evaluation loss: plans in, losses out.
 
 Loss of a step: with ``loss_average tokens`` the mean over every labelled token of the step, whatever rank and
 micro-batch it is on, so that ranks and accumulation change nothing; with ``micro_batch`` the mean of the micro-batches'
@@ -15,9 +15,9 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.ranks import rank, world_size
 from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss
-from guardrail.training.batching import MicroBatch, Step, plan_epoch
 from guardrail.training.config import SFTConfig
 from guardrail.training.data import TokenisedRows
+from guardrail.training.steps import MicroBatch, Step, deal, plan_epoch
 
 
 @dataclass
@@ -131,3 +131,20 @@ class Trainer:
                 )
         self.losses += values
         self.on_log(step, values, self.engine.optimizer.param_groups[0]["lr"], self.totals)
+
+
+def evaluation_loss(engine: Any, data: TokenisedRows, config: SFTConfig, pad_id: int) -> float:
+    """Mean cross-entropy per labelled token over all ranks' rows, in the rows' own order. Collective."""
+    import torch
+
+    engine.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for micro in deal([(i,) for i in range(len(data))], config.per_device_eval_batch_size, world_size()):
+            batch = padded_batch(data, micro.sequences[rank()], micro.repeated[rank()], pad_id, engine.device)
+            total += summed_loss(engine(**batch.inputs, use_cache=False).logits, batch.targets).double().cpu()
+    engine.train()
+    total = total.to(engine.device)
+    if world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return float(total) / max(int(data.trained_counts.sum()), 1)

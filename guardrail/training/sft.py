@@ -16,6 +16,7 @@ Known limits: dense causal language models; no tensor or pipeline parallelism; o
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -135,6 +136,7 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     """Everything that needs torch: engine, loop, files."""
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
+    from guardrail.training.batches import enable_packed_attention
     from guardrail.training.engine import (
         build_engine,
         check_precision,
@@ -142,10 +144,8 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         load_model,
         resolved_deepspeed_config,
     )
-    from guardrail.training.evaluation import evaluation_loss
     from guardrail.training.logs import RunLog, flops_per_token, peak_memory_bytes
-    from guardrail.training.loop import Trainer
-    from guardrail.training.packing import enable_packed_attention
+    from guardrail.training.loop import Trainer, evaluation_loss
 
     started = time.perf_counter()
     init_distributed()
@@ -154,8 +154,16 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     tokenizer = load_tokenizer(config.model_name_or_path, config.trust_remote_code)
     if config.label_mask == "align_anything" and tokenizer.eos_token is None:
         raise UserError("--label_mask align_anything needs a tokenizer with an EOS token")
-    options = {"style": config.prompt_style, "max_length": config.model_max_length, "label_mask": config.label_mask}
-    data = tokenise(rows, tokenizer, **options, train_on=config.train_on, cache_dir=config.cache_dir)
+    encode = functools.partial(
+        tokenise,
+        tokenizer=tokenizer,
+        style=config.prompt_style,
+        max_length=config.model_max_length,
+        label_mask=config.label_mask,
+        train_on=config.train_on,
+        cache_dir=config.cache_dir,
+    )
+    data = encode(rows)
     dropped: list[str] = []
     if config.label_mask == "exact":
         data, dropped = drop_untrained(data)
@@ -181,13 +189,12 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     run_log = RunLog(config, n_steps, flops, start_step)
     log(f"{len(data)} rows, {n_steps} steps on {world_size()} ranks; start-up {time.perf_counter() - started:.1f} s")
 
-    eval_data = None
-    if eval_rows:
-        eval_data = tokenise(eval_rows, tokenizer, **options, train_on=config.train_on, cache_dir=config.cache_dir)
+    eval_data = encode(eval_rows) if eval_rows else None
     eval_losses: list[dict[str, float]] = []
     states, weights, evals = pause_steps(config, per_epoch, n_steps, bool(eval_rows))
 
     def evaluate(step: int) -> None:
+        assert eval_data is not None
         loss = evaluation_loss(engine, eval_data, config, trainer.pad_id)
         eval_losses.append({"step": step, "loss": loss})
         run_log.write(step, {"eval/loss": loss})

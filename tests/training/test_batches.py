@@ -8,9 +8,8 @@ import toy
 
 from guardrail.data.prompts import encode_prompt
 from guardrail.data.rows import normalise_rows
-from guardrail.training.batches import packed_batch, padded_batch, summed_loss
+from guardrail.training.batches import enable_packed_attention, length_groups, packed_batch, padded_batch, summed_loss
 from guardrail.training.data import TokenisedRows, tokenise
-from guardrail.training.packing import enable_packed_attention, length_groups
 
 
 @pytest.fixture(scope="module")

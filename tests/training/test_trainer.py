@@ -12,8 +12,8 @@ import runs
 import toy
 
 from guardrail.data.rows import load_rows
-from guardrail.training.batching import plan_epoch
 from guardrail.training.data import tokenise
+from guardrail.training.steps import plan_epoch
 
 STEPS = 6
 LOG_TYPE = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guardrail.training.batching import deal, pack, plan_epoch
+from guardrail.training.steps import deal, pack, plan_epoch
 
 OPTIONS = {"accumulation": 2, "max_length": 64, "seed": 3, "epoch": 1, "reshuffle": True}
 
