@@ -4,7 +4,8 @@
 
 ``arms``: one entry per task x subset x size, seeds together. ``comparisons``: pairs of arms, paired over seeds and
 prompts, corrected over the tasks and sizes of one question. ``overall``: the same with tasks averaged.
-``regression``: `guardrail.statistics.regression`. ``judges``: do the conclusions hang on the judge?
+``over_refusal``: high against low on the refusals of harmless requests. ``regression``:
+`guardrail.statistics.regression`. ``judges``: do the conclusions hang on the judge?
 Everything in percent or points; a positive difference means that the first arm of a pair is more harmful.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from guardrail.core.errors import UserError
 from guardrail.statistics.agreement import cohen_kappa
-from guardrail.statistics.crossed import crossed_bootstrap, paired_difference, sign_flip
+from guardrail.statistics.crossed import crossed_bootstrap, paired_difference, seeds_needed, sign_flip
 from guardrail.statistics.regression import matched_capability, regress
 from guardrail.statistics.testing import corrected
 from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
@@ -34,8 +35,9 @@ PAIRS = (
     ("high", "random", "high similarity against chance"),
     ("low", "random", "low similarity against chance"),
 )
-OUTCOMES = ("change", "final", "initial")
+MEASURES = ("change", "final", "initial")  # the key is called `outcome` in study.json
 DIGITS = 4
+Utilities = dict[tuple[str, str, int | None, int], float | None]
 
 
 def points(value: float | None) -> float | None:
@@ -49,27 +51,35 @@ def analyse(grid: Grid, result: dict[str, Any], properties: list[dict[str, Any]]
     ``result`` is what `guardrail.study.results.collect` gave; ``properties`` what `describe_subsets` gave.
     """
     finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
-    utilities = {
+    utilities: Utilities = {
         (row["task"], row["subset"], row["subset_size"], row["seed"]): row["utility"]["final"]
         for row in result["cells"]
         if row["status"] == "done"
     }
     arms = read_arms(grid, finished)
-    table = [_arm(grid, arm, utilities) for arm in arms]
+    table = [_arm(arm, utilities, _statuses(grid, result, arm)) for arm in arms]
     comparisons, overall = _comparisons(grid, arms, utilities)
     observations = _observations(table, properties)
     return {
         "confidence": 0.95,
+        "smallest_difference_points": grid.study.smallest_difference_points,
         "arms": table,
         "comparisons": comparisons,
         "overall": overall,
+        "over_refusal": _over_refusal(grid, arms),
         "regression": {name: regress(observations, name) for name in ("delta_points", "final_percent")},
         "observations": observations,
         "judges": _judges(arms),
     }
 
 
-def _arm(grid: Grid, arm: Arm, utilities: dict[Any, float]) -> dict[str, Any]:
+def _statuses(grid: Grid, result: dict[str, Any], arm: Arm) -> dict[str, int]:
+    """How many of an arm's cells have no numbers, by status: failed, stale, missing."""
+    rows = [row["status"] for cell, row in zip(grid.cells, result["cells"], strict=True) if arm.owns(cell)]
+    return {status: rows.count(status) for status in dict.fromkeys(rows) if status != "done"}
+
+
+def _arm(arm: Arm, utilities: Utilities, without: dict[str, int]) -> dict[str, Any]:
     size = None if sizeless(arm.subset) else arm.size
     row: dict[str, Any] = {
         "task": arm.task,
@@ -77,9 +87,11 @@ def _arm(grid: Grid, arm: Arm, utilities: dict[Any, float]) -> dict[str, Any]:
         "subset_size": size,
         "seeds": list(arm.seeds),
         "n_seeds": len(arm.seeds),
-        "n_failed": len(grid.study.seeds) - len(arm.seeds),
-        "status": "done" if arm.seeds else "failed",
+        "n_failed": sum(without.values()),
+        "status": "done" if arm.seeds else "failed" if "failed" in without else next(iter(without)),
     }
+    if without:
+        row["without_numbers"] = without
     if not arm.seeds:
         return row
     R = len(arm.seeds)
@@ -122,9 +134,10 @@ def _curve(arm: Arm) -> list[list[float]]:
 
 
 def _comparisons(
-    grid: Grid, arms: list[Arm], utilities: dict[Any, float]
+    grid: Grid, arms: list[Arm], utilities: Utilities
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     by_key = {(arm.task, arm.subset, arm.size): arm for arm in arms}
+    smallest = grid.study.smallest_difference_points
     comparisons: list[dict[str, Any]] = []
     overall: list[dict[str, Any]] = []
     for first, second, question in PAIRS:
@@ -135,7 +148,7 @@ def _comparisons(
                 difference = pair(one, two) if one and two else None
                 if difference is not None:
                     found.setdefault(size, []).append((task, difference))
-        for outcome in OUTCOMES:
+        for outcome in MEASURES:
             rows = [
                 {
                     "question": question,
@@ -153,7 +166,7 @@ def _comparisons(
                 row |= more
             comparisons += rows
             for size, pairs in found.items():
-                overall.append(_overall(question, first, second, size, outcome, pairs, utilities))
+                overall.append(_overall(question, first, second, size, outcome, pairs, utilities, smallest))
     return comparisons, overall
 
 
@@ -176,7 +189,8 @@ def _overall(
     size: int,
     outcome: str,
     pairs: list[tuple[str, dict[str, Any]]],
-    utilities: dict[Any, float],
+    utilities: Utilities,
+    smallest: float,
 ) -> dict[str, Any]:
     """Tasks averaged. Tasks are taken as fixed; seeds and prompts, which they share, stay the units."""
     seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in pairs)))
@@ -189,10 +203,15 @@ def _overall(
         for _, d in pairs
     ]
     units = np.array([part.mean(axis=1) for part in parts])  # (tasks, R)
+    mean = np.mean(parts, axis=0)
+    between = float(units.var(ddof=1)) / len(units) if len(seeds) == 1 and len(units) > 1 else None
     entry = {
         **head,
         "tasks": [task for task, _ in pairs],
-        **_test(np.mean(parts, axis=0)),
+        **_test(mean),
+        "seeds_needed": seeds_needed(mean, smallest / 100, between),
+        # One seed shows no spread between seeds: its tasks' stands in (too large where tasks do differ), or nothing.
+        "seeds_needed_from": "seeds" if len(seeds) > 1 else "answers" if between is None else "tasks",
         "p_value_task_seed_pairs": sign_flip(units.ravel()),
         "n_task_seed_pairs": int(units.size),
     }
@@ -200,11 +219,34 @@ def _overall(
         matched = []
         for (task, _), row in zip(pairs, units, strict=True):
             for seed, value in zip(seeds, row, strict=True):
-                ours = [utilities.get((task, name, None if sizeless(name) else size, seed)) for name in (first, second)]
-                if None not in ours:
-                    matched.append({"difference_points": 100 * float(value), "utility_difference": ours[0] - ours[1]})
+                one, two = (
+                    utilities.get((task, name, None if sizeless(name) else size, seed)) for name in (first, second)
+                )
+                if one is not None and two is not None:
+                    matched.append({"difference_points": 100 * float(value), "utility_difference": one - two})
         entry["at_matched_utility"] = matched_capability(matched)
     return entry
+
+
+def _over_refusal(grid: Grid, arms: list[Arm]) -> list[dict[str, Any]]:
+    """Harmless requests refused after fine-tuning, first pair of `PAIRS`: one entry per size, like ``overall``."""
+    first, second, _ = PAIRS[0]
+    by_key = {(arm.task, arm.subset, arm.size): arm for arm in arms}
+    out = []
+    for size in grid.study.subset_sizes:
+        pairs = []
+        for task in grid.study.tasks:
+            one, two = by_key.get((task, first, size)), by_key.get((task, second, size))
+            try:
+                difference = pair(one, two, "benign") if one and two else None
+            except UserError:
+                continue  # no bench of harmless requests
+            if difference is not None:
+                pairs.append((task, difference))
+        if pairs:
+            smallest = grid.study.smallest_difference_points
+            out.append(_overall("over-refusal", first, second, size, "final", pairs, {}, smallest))
+    return out
 
 
 def _observations(table: list[dict[str, Any]], properties: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,14 +17,15 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.study.config import FURTHER_JUDGES
 from guardrail.study.grid import Cell, Grid
-from guardrail.study.results import SAFETY_FILE, judge_file
+from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, judge_file
 
 
 @dataclass(frozen=True)
 class Answers:
     """Judged answers of one checkpoint: prompt id -> per-sample harmful flags; categories; the file's summary.
 
-    ``further`` has such a table per further judge that answered; prompts that it could not decide are not in it.
+    ``benign``: which harmless requests were refused; empty without an over-refusal bench. ``further``: flags of every
+    further judge that answered; prompts that it could not decide are not in it.
     """
 
     harmful: dict[str, tuple[bool, ...]]
@@ -33,25 +34,26 @@ class Answers:
     categories: dict[str, str]
     threshold_curve: tuple[tuple[float, float], ...]
     n_undecided: int
+    benign: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     further: dict[str, dict[str, tuple[bool, ...]]] = field(default_factory=dict)
 
     def table(self, judge: str) -> dict[str, tuple[bool, ...]]:
-        """Flags by ``harmful`` (moderation model), ``lower_threshold``, ``keyword`` or a further judge (or none)."""
+        """Flags by ``harmful`` (moderation model), ``lower_threshold``, ``keyword``, a further judge, or ``benign``."""
         return self.further.get(judge, {}) if judge in FURTHER_JUDGES else getattr(self, judge)
 
 
-def read_further(path: Path) -> dict[str, tuple[bool, ...]]:
-    """Flags of a further judge's file; none where there is no file."""
+def read_flags(path: Path, name: str = "harmful") -> dict[str, tuple[bool, ...]]:
+    """Flags ``name`` of a judge's file; none where there is no file, no prompt that was not decided."""
     if not path.is_file():
         return {}
     flags: dict[str, list[bool | None]] = {}
     for row in sorted(read_json(path)["judgements"], key=lambda row: (row["id"], row["sample"])):
-        flags.setdefault(row["id"], []).append(row["harmful"])
+        flags.setdefault(row["id"], []).append(row[name])
     return {key: tuple(map(bool, values)) for key, values in flags.items() if None not in values}
 
 
 @lru_cache(maxsize=512)
-def read_answers(folder: Path, judges: tuple[str, ...] = ()) -> Answers:
+def read_answers(folder: Path, judges: tuple[str, ...] = (), over_refusal: bool = False) -> Answers:
     """The judged safety answers of the checkpoint in ``folder``. Raises ``UserError`` when missing or malformed."""
     document = read_json(folder / SAFETY_FILE)
     try:
@@ -77,7 +79,8 @@ def read_answers(folder: Path, judges: tuple[str, ...] = ()) -> Answers:
             categories=categories,
             threshold_curve=tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
             n_undecided=len(undecided),
-            further={judge: read_further(folder / judge_file(judge)) for judge in judges},
+            benign=read_flags(folder / OVER_REFUSAL_FILE, "refusal") if over_refusal else {},
+            further={judge: read_flags(folder / judge_file(judge)) for judge in judges},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / SAFETY_FILE}: unexpected content, {type(error).__name__} {error}") from error
@@ -98,10 +101,13 @@ class Arm:
     def seeds(self) -> tuple[int, ...]:
         return tuple(cell.seed for cell in self.cells)
 
+    def owns(self, cell: Cell) -> bool:
+        return (cell.task, cell.subset, cell.size) == (self.task, self.subset, self.size)
+
 
 def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
     """All arms of the study in table order; only ``finished`` cells are read. An arm may have no seeds left."""
-    judges = tuple(grid.study.evaluation.judges)
+    wanted = tuple(grid.study.evaluation.judges), grid.study.evaluation.over_refusal_bench is not None
     arms: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in grid.cells:
         arms.setdefault((cell.task, cell.subset, cell.size), [])
@@ -111,8 +117,8 @@ def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
         Arm(
             *key,
             tuple(cells),
-            tuple(read_answers(grid.aligned_folder(cell.alignment), judges) for cell in cells),
-            tuple(read_answers(grid.cell_folder(cell), judges) for cell in cells),
+            tuple(read_answers(grid.aligned_folder(cell.alignment), *wanted) for cell in cells),
+            tuple(read_answers(grid.cell_folder(cell), *wanted) for cell in cells),
         )
         for key, cells in arms.items()
     ]

@@ -133,6 +133,9 @@ class Study:
     dtype: str = "bfloat16"
     log_type: str = "wandb"
     sandbox: bool = False
+    smallest_difference_points: float = field(
+        default=5.0, metadata={"doc": "smallest difference in harmfulness that matters; only the headline uses it"}
+    )
     instruct_size: int | None = field(default=None, metadata={"doc": "first rows of `instruct`; all when absent"})
 
     def __post_init__(self) -> None:
@@ -147,6 +150,9 @@ class Study:
                 raise UserError(f"{name} holds a value twice: {list(values)}")
         if min(self.subset_sizes) < 1:
             raise UserError(f"subset_sizes must be positive, got {min(self.subset_sizes)}")
+        if not 0 < self.smallest_difference_points <= 100:
+            given = self.smallest_difference_points
+            raise UserError(f"smallest_difference_points must be above 0 and at most 100, got {given:g}")
         if not self.tasks:
             raise UserError("tasks is empty; expected at least one")
 

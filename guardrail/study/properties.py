@@ -1,8 +1,8 @@
-"""What the alignment subsets of a study are made of, and how similar they are to each task.
+"""What the alignment subsets of a study are made of, how similar they are to each task, and a map of all of it.
 
-The safety rows of every arm are read back from the training split that was really used (joined to the pool by id), so
-that random and full subsets are described like selected ones. Similarity is the selection's own score: the mean over
-the subset's rows of the largest cosine to the task's rows. An arm's numbers are means over its seeds' splits.
+The safety rows of every arm are read back from the training split that was really used, so that random and full
+subsets are described like selected ones. Similarity is the selection's own score: the mean over the subset's rows of
+the largest cosine to the task's rows. An arm's numbers are means over its seeds' splits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, read_json, write_json
 from guardrail.data.rows import load_rows
-from guardrail.study.grid import Alignment, Grid, sizeless
+from guardrail.study.config import Source
+from guardrail.study.grid import Alignment, Cell, Grid, sizeless
 
+VERSION = 2  # raise when the same files give other descriptions
 CACHE = "subsets.json"
+MAP_FILE = "map.json"
+MAX_POOL_POINTS = 1200
+MAX_TASK_POINTS = 300
+VISIBLE_WORDS = 3
+BLOCK_BYTES = 64 << 20
+RENAMED = "#safety"  # what guardrail.data.mix adds to a safety row whose id an instruction has as well
 
 
 def representation_folder(grid: Grid, name: str) -> Path:
@@ -29,47 +39,86 @@ def training_split(grid: Grid, alignment: Alignment) -> Path:
     return grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet"
 
 
-def describe_subsets(grid: Grid) -> list[dict[str, Any]]:
-    """One entry per task x subset x size whose files are there; kept in `subsets.json` while they are unchanged.
+def instruction_ids(source: Source, size: int | None) -> frozenset[str]:
+    """Ids of the instructions, read as `guardrail.data.mix` reads them."""
+    return frozenset(row["id"] for row in load_rows(source.source, split=source.split, limit=size, need_answer=True))
+
+
+def safety_ids(split: Path, instructions: frozenset[str], pool: frozenset[str]) -> list[str]:
+    """Ids, as the pool has them, of the safety rows of a training split.
+
+    An id alone does not say where a row is from: an instruction may have the id of a pool row. The mixture then
+    renamed the safety row, and only then; so a row is the pool's if no instruction has its id, or under the new name.
+    Raises ``UserError`` when there is none.
+    """
+    import pyarrow.parquet
+
+    found = []
+    for row_id in pyarrow.parquet.read_table(split, columns=["id"])["id"].to_pylist():
+        original = row_id.removesuffix(RENAMED)
+        if row_id in pool and row_id not in instructions:
+            found.append(row_id)
+        elif original != row_id and original in pool and original in instructions:
+            found.append(original)
+    if not found:
+        raise UserError(f"{split} holds no row of the safety pool")
+    return found
+
+
+def _kept(cache: Path, key: str, make: Any, what: str) -> dict[str, Any] | None:
+    """The content of ``cache`` if it has this key, else of ``make()``, which is then kept; ``None`` if it cannot."""
+    if cache.is_file():
+        known = read_json(cache)
+        if known.get("key") == key:
+            return known
+    log(f"{what} ...")
+    try:
+        data = {"key": key, **make()}
+    except UserError as error:
+        log(f"{what}: not possible: {error}")
+        return None
+    write_json(cache, data, indent=None if cache.name == MAP_FILE else 1)
+    return data
+
+
+def _stores(grid: Grid) -> dict[str, Path]:
+    """The representation stores that are finished."""
+    folders = {name: representation_folder(grid, name) for name in ("safety_pool", *grid.study.tasks)}
+    return {name: folder for name, folder in folders.items() if (folder / "manifest.json").is_file()}
+
+
+def _key(grid: Grid, stores: dict[str, Path], splits: list[Path], **more: Any) -> str:
+    return hash_json(
+        {
+            "version": VERSION,
+            "stores": [read_json(folder / "manifest.json")["fingerprint"] for folder in stores.values()],
+            "splits": {str(path.relative_to(grid.folder)): hash_file(path) for path in sorted(set(splits))},
+            **more,
+        }
+    )
+
+
+def describe_subsets(grid: Grid, finished: set[Cell]) -> list[dict[str, Any]]:
+    """One entry per task x subset x size of the ``finished`` cells; kept in `subsets.json` while they are unchanged.
 
     ``similarity`` (cosine), ``diversity`` (Vendi score), ``log_det_fraction``, ``mean_pairwise_cosine``,
     ``response_chars``, ``list_share_percent``, ``categories``, ``n``.
     """
-    pool_store = representation_folder(grid, "safety_pool")
-    if not (pool_store / "manifest.json").is_file():
+    stores = _stores(grid)
+    if "safety_pool" not in stores:
         return []
     arms: dict[tuple[str, str, int], list[Path]] = {}
     for cell in grid.cells:
         split = training_split(grid, cell.alignment)
-        task_store = representation_folder(grid, cell.task)
-        if cell.subset != "none" and split.is_file() and (task_store / "manifest.json").is_file():
+        if cell in finished and cell.subset != "none" and split.is_file() and cell.task in stores:
             arms.setdefault((cell.task, cell.subset, cell.size), []).append(split)
-    stores = [pool_store, *(representation_folder(grid, task) for task in grid.study.tasks)]
-    files = sorted({path for paths in arms.values() for path in paths})
-    key = hash_json(
-        {
-            "splits": {str(path.relative_to(grid.folder)): hash_file(path) for path in files},
-            "stores": [
-                read_json(s / "manifest.json")["fingerprint"] for s in stores if (s / "manifest.json").is_file()
-            ],
-            "arms": sorted(arms),
-        }
-    )
-    cache = grid.folder / CACHE
-    if cache.is_file() and read_json(cache)["key"] == key:
-        return read_json(cache)["subsets"]
-    log(f"describing {len(arms)} subsets ...")
-    try:
-        subsets = _describe(grid, arms)
-    except UserError as error:
-        log(f"subsets are not described: {error}")
-        return []
-    write_json(cache, {"key": key, "subsets": subsets})
-    return subsets
+    key = _key(grid, stores, [path for paths in arms.values() for path in paths], arms=sorted(arms))
+    what = f"describing {len(arms)} subsets"
+    found = _kept(grid.folder / CACHE, key, lambda: {"subsets": _describe(grid, arms)}, what)
+    return found["subsets"] if found else []
 
 
 def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[dict[str, Any]]:
-    import numpy as np
     import torch
 
     from guardrail.similarity.representations.read import read_representations
@@ -82,6 +131,7 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     pool = read_representations(representation_folder(grid, "safety_pool"))
     assert pool.ids is not None
     place = {row_id: number for number, row_id in enumerate(pool.ids)}
+    instructions = instruction_ids(grid.study.instruct, grid.study.instruct_size)
     scores = {
         task: score_pool(pool.matrix, read_representations(representation_folder(grid, task)).matrix)
         for task in {task for task, _, _ in arms}
@@ -92,10 +142,7 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
         parts = []
         for split in splits:
             if split not in described:
-                ids = [row["id"].removesuffix("#safety") for row in load_rows(split)]
-                members = [place[row_id] for row_id in ids if row_id in place]
-                if not members:
-                    raise UserError(f"{split} holds no row of the safety pool")
+                members = [place[row_id] for row_id in safety_ids(split, instructions, frozenset(place))]
                 described[split] = {
                     "members": members,
                     "composition": describe_rows([rows[pool.ids[i]] for i in members]),
@@ -131,3 +178,103 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
             }
         )
     return out
+
+
+def redact(text: str, words: int = VISIBLE_WORDS) -> str:
+    """The first ``words`` words and how many follow: enough to recognise a row, too little to use it."""
+    parts = text.split()
+    hidden = len(parts) - words
+    return " ".join(parts) if hidden <= 0 else f"{' '.join(parts[:words])} ▒▒▒ ({hidden} more words)"
+
+
+def principal_axes(matrices: list[Any], n_axes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (D,), first axes (n_axes, D) and shares of variance (D,) of the unit rows of all ``matrices``, (N, D) each.
+
+    From the D x D covariance, summed in blocks of 64 MiB: a pool is never copied. An axis points to where its entry of
+    largest size is positive.
+    """
+    D = matrices[0].shape[1]
+    total, products, n = np.zeros(D), np.zeros((D, D)), 0
+    step = max(1, BLOCK_BYTES // (8 * D))
+    for matrix in matrices:
+        for start in range(0, matrix.shape[0], step):
+            block = unit_rows(matrix[start : start + step])
+            total += block.sum(axis=0)
+            products += block.T @ block
+            n += len(block)
+    mean = total / n
+    values, vectors = np.linalg.eigh(products / n - np.outer(mean, mean))
+    values, axes = np.maximum(values[::-1], 0.0), vectors[:, ::-1][:, :n_axes].T
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    return mean, axes, values / max(values.sum(), 1e-300)
+
+
+def unit_rows(matrix: Any) -> np.ndarray:
+    """Rows of a tensor (N, D) at length 1, float64; a zero row stays."""
+    rows = matrix.double().numpy()
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def representation_map(grid: Grid, finished: set[Cell]) -> dict[str, Any] | None:
+    """Points of pool and tasks on two principal components; ``None`` without representations.
+
+    A point: ``x``, ``y``, ``set`` (`pool` or the task), ``text`` (redacted), ``category``, ``similarity`` per task and
+    ``selected`` (`task:subset` of the largest size). Kept in `map.json` while the stores and splits are unchanged.
+    """
+    stores = _stores(grid)
+    if len(stores) < 1 + len(grid.study.tasks):
+        return None
+    size, seed = max(grid.study.subset_sizes), grid.study.seeds[0]
+    splits = {
+        f"{cell.task}:{cell.subset}": training_split(grid, cell.alignment)
+        for cell in grid.cells
+        if cell in finished and cell.subset in ("high", "low") and cell.size == size and cell.seed == seed
+    }
+    splits = {name: path for name, path in splits.items() if path.is_file()}
+    if not finished:
+        return None
+    key = _key(grid, stores, list(splits.values()))
+    return _kept(grid.folder / MAP_FILE, key, lambda: _map(grid, stores, splits), "drawing the map of representations")
+
+
+def _map(grid: Grid, folders: dict[str, Path], splits: dict[str, Path]) -> dict[str, Any]:
+    import torch
+
+    from guardrail.similarity.representations.read import read_representations
+    from guardrail.similarity.scorers.cosines import score_pool
+
+    stores = {name: read_representations(folder) for name, folder in folders.items()}
+    pool = stores["safety_pool"]
+    scores = {task: score_pool(pool.matrix, stores[task].matrix) for task in grid.study.tasks}
+    mean, axes, share = principal_axes([store.matrix for store in stores.values()])
+    instructions = instruction_ids(grid.study.instruct, grid.study.instruct_size)
+    known = frozenset(pool.ids or ())
+    selected = {name: set(safety_ids(path, instructions, known)) for name, path in splits.items()}
+    rng = np.random.default_rng(0)
+    points = []
+    for name, store in stores.items():
+        in_pool = name == "safety_pool"
+        source = grid.study.safety_pool if in_pool else grid.study.tasks[name].train
+        rows = {row["id"]: row for row in load_rows(source.source, split=source.split)}
+        assert store.ids is not None
+        keep = np.sort(rng.permutation(len(store.ids))[: MAX_POOL_POINTS if in_pool else MAX_TASK_POINTS])
+        place = (unit_rows(store.matrix[torch.from_numpy(keep)]) - mean) @ axes.T
+        for i, (x, y) in zip(keep, place, strict=True):
+            row = rows[store.ids[i]]
+            point: dict[str, Any] = {
+                "x": round(float(x), 4),
+                "y": round(float(y), 4),
+                "set": "pool" if in_pool else name,
+                "text": redact(next(m["content"] for m in row["messages"] if m["role"] == "user")),
+                "category": str(row.get("category") or row.get("format") or ""),
+                "selected": [key for key, ids in selected.items() if in_pool and row["id"] in ids],
+            }
+            if in_pool:
+                point["similarity"] = {task: round(float(values[i]), 3) for task, values in scores.items()}
+            points.append(point)
+    return {
+        "tasks": list(grid.study.tasks),
+        "explained_percent": [round(100 * float(part), 2) for part in share[:2]],
+        "n_pool": len(known),
+        "points": points,
+    }

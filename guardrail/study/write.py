@@ -1,9 +1,10 @@
 """Write a study's `study.json`, tables, figures and report from whatever its stages left behind.
 
-    python -m guardrail.study.write outputs/quickstart/study_config.json
+    python -m guardrail.study.write outputs/quickstart/study_config.json        (or: python -m guardrail.study ...)
 
 Does nothing when nothing changed since the last time. Last stdout line: JSON with the paths and the number of failed
-cells. Exit code 1 when a cell failed: everything is written all the same and says FAILED where a number would stand.
+cells. Exit code 1 when a cell failed: everything is written all the same and says FAILED (STALE, MISSING) where a
+number would stand.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, read_json, write_json, write_text
 from guardrail.study.config import Study, build
 from guardrail.study.grid import Grid
-from guardrail.study.report.tables import csv_text, markdown
+from guardrail.study.report.tables import harmfulness_table, study_tables, without_numbers
 from guardrail.study.results import collect, result_files
 
-VERSION = 2  # raise when tables, figures or report change for the same results
+VERSION = 3  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 
@@ -32,30 +33,31 @@ def inputs_key(grid: Grid, config: dict[str, Any]) -> str:
 def analysed(grid: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
     """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
     from guardrail.study.analysis import analyse
-    from guardrail.study.properties import describe_subsets
-    from guardrail.study.report.mapping import loss_curves, representation_map
+    from guardrail.study.properties import describe_subsets, representation_map
+    from guardrail.study.report.figures import loss_curves
+    from guardrail.study.report.headline import headline
 
     result = collect(grid)
-    subsets = describe_subsets(grid)
+    finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if not without_numbers(row)}
+    subsets = describe_subsets(grid, finished)
     try:
         statistics = analyse(grid, result, subsets)
     except UserError as error:
         log(f"no statistics: {error}")
         statistics = {"reason": str(error)}
-    result = {**result, "subsets": subsets, "statistics": statistics, "run": result["run"]}
-    return result, {"map": representation_map(grid), "curves": loss_curves(grid)}
+    run_record = result.pop("run")
+    result |= {"subsets": subsets, "statistics": statistics}
+    result |= {"headline": headline(result).as_dict(), "run": run_record}
+    return result, {"map": representation_map(grid, finished), "curves": loss_curves(grid, result["cells"])}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
     """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
     from guardrail.study.report.figures import draw_figures
-    from guardrail.study.report.render import write_report
-    from guardrail.study.report.summary_tables import summary_tables
+    from guardrail.study.report.page import write_report
     from guardrail.study.tracking import log_summary
 
-    write_text(paths["table"], markdown(result))
-    write_text(paths["csv"], csv_text(result))
-    tables = summary_tables(result)
+    tables = study_tables(result)
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)
@@ -98,13 +100,18 @@ def main() -> dict[str, Any]:
         result, extra = analysed(grid)
         result["run"]["fingerprint"] = key
         write_outputs(grid, result, extra, paths)
-    print(markdown(result))
+    print(harmfulness_table(result).markdown())
+    print(result["headline"]["sentence"])
     for cell in result["cells"]:
-        if cell["status"] == "failed":
+        if without_numbers(cell):
             where = f"; see {cell['log']}" if cell.get("log") else ""
-            log(f"failed: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}{where}")
+            log(f"{cell['status']}: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}{where}")
     return {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
 
 
+def exit_code(result: dict[str, Any]) -> int:
+    return 1 if result["n_failed"] else 0
+
+
 if __name__ == "__main__":
-    run(main, exit_code=lambda result: 1 if result["n_failed"] else 0)
+    run(main, exit_code=exit_code)

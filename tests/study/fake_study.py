@@ -31,7 +31,7 @@ def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
         "description": "A made-up study: <b>escaped</b> & sound.",
         "models": {"base": "m/base", "extraction": "m/chat", "moderation": "m/mod"},
         "prompt_style": "llama2_base",
-        "instruct": {"source": pool},
+        "instruct": {"source": str(Path(folder) / "instruct.jsonl")},
         "safety_pool": {"source": pool},
         "tasks": {
             name: {
@@ -100,7 +100,8 @@ def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_s
         ],
     }
     write_json(folder / SAFETY_FILE, {"judgements": rows, "summary": summary})
-    write_json(folder / OVER_REFUSAL_FILE, {"summary": {"refusal_percent": 4.0, "n": 50}})
+    benign = [{"id": f"b{i}", "sample": 0, "refusal": i in (7, 31)} for i in range(50)]
+    write_json(folder / OVER_REFUSAL_FILE, {"judgements": benign, "summary": {"refusal_percent": 4.0, "n": 50}})
     for task in tasks:
         utility = {"metric": "rouge_1_f1_percent", "value": round(40 + rng.normal(), 3), "interval": [39.0, 41.0]}
         write_json(folder / utility_file(task), {"utility": {**utility, "interval": [39.0, 41.0], "n": 20}})
@@ -138,6 +139,7 @@ def write_data(grid: Grid, folder: Path) -> None:
         for i in range(POOL_ROWS)
     ]
     write_jsonl(folder / "pool.jsonl", pool)
+    write_jsonl(folder / "instruct.jsonl", [{"id": "an instruction", "prompt": "q", "response": "a"}])
     write_store(grid, "safety_pool", [row["id"] for row in pool], rng.normal(size=(POOL_ROWS, 8)))
     for task in grid.study.tasks:
         rows = [{"id": f"{task}{i}", "instruction": f"List lanterns {i}", "output": "1. a\n2. b"} for i in range(10)]

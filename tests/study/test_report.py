@@ -15,11 +15,10 @@ from guardrail.study.analysis import analyse
 from guardrail.study.arms import pair, read_answers, read_arms, stack
 from guardrail.study.config import as_dict
 from guardrail.study.grid import Grid
+from guardrail.study.properties import redact
 from guardrail.study.report.figures import style
-from guardrail.study.report.headline import headline
-from guardrail.study.report.mapping import redact
-from guardrail.study.report.render import safe_json
-from guardrail.study.report.tabular import Column, Table
+from guardrail.study.report.page import safe_json
+from guardrail.study.report.tables import Column, Table
 from guardrail.study.results import SAFETY_FILE, collect, judge_file
 from guardrail.study.tracking import log_summary, scalars
 
@@ -170,39 +169,6 @@ def test_nothing_is_written_again_when_nothing_changed(toy, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()}
     write_results(monkeypatch, grid, config)
     assert {p: p.stat().st_mtime_ns for p in grid.folder.rglob("*") if p.is_file()} == before
-
-
-def test_failed_or_missing_arms_give_a_headline_without_numbers(tmp_path):
-    grid = Grid(study(tmp_path, subsets=["high", "random"]), tmp_path)
-    finish(grid)
-    result = collect(grid)
-    first, _ = headline({**result, "statistics": {}})
-    assert first.startswith("High against low similarity cannot be compared")
-
-
-@pytest.mark.parametrize(
-    "difference,p,words",
-    [(12.0, 0.01, "less durable"), (-12.0, 0.01, "the opposite of the paper's claim"), (3.0, 0.4, "No difference")],
-)
-def test_headline_says_what_the_numbers_say(difference, p, words):
-    entry = {
-        "first": "high",
-        "second": "low",
-        "outcome": "change",
-        "subset_size": 20,
-        "difference_points": difference,
-        "interval_points": [difference - 5, difference + 5],
-        "p_value": p,
-        "minimum_detectable_points": 7.0,
-        "tasks": ["list"],
-        "n_seeds": 1,
-        "n_prompts": 140,
-    }
-    result = {"statistics": {"overall": [entry]}, "base": {"status": "failed"}, "n_failed": 0}
-    first, more = headline(result)
-    assert words in first and "95% interval" in first
-    assert any("One seed" in sentence for sentence in more)
-    assert any("7.0 points or more" in sentence for sentence in more) == (p > 0.05)
 
 
 def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeypatch):

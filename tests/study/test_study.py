@@ -18,7 +18,7 @@ from guardrail.study.check import check_study, count_rows, keep_tasks
 from guardrail.study.config import Source, as_dict, build, load_study
 from guardrail.study.config import Study as StudyConfig
 from guardrail.study.grid import Grid
-from guardrail.study.report.tables import csv_text, markdown
+from guardrail.study.report.tables import harmfulness_table
 from guardrail.study.results import SAFETY_FILE, collect
 
 from .fake_study import finish, settings
@@ -103,9 +103,9 @@ def test_a_missing_result_is_a_failed_cell_and_never_a_number(tmp_path):
     failed = [c for c in result["cells"] if c["status"] == "failed"]
     assert [(c["task"], c["subset"]) for c in failed] == [("list", "low")]
     assert "beaver-dam.json" in failed[0]["reason"] and "final" not in failed[0]
-    line = next(line for line in markdown(result).splitlines() if "FAILED" in line)
+    line = next(line for line in harmfulness_table(result).markdown().splitlines() if "FAILED" in line)
     assert not any(character.isdigit() for character in line.split("FAILED")[1])
-    row = next(r for r in csv.DictReader(io.StringIO(csv_text(result))) if r["status"] == "failed")
+    row = next(r for r in csv.DictReader(io.StringIO(harmfulness_table(result).csv())) if r["status"] == "failed")
     assert row["final_percent"] == row["initial_percent"] == ""
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.files import atomic_path
+from guardrail.core.files import atomic_path, read_jsonl
+from guardrail.study.grid import Grid
 
 INITIAL, FINAL = "#0072B2", "#D55E00"
 STYLES = {  # subset -> colour, marker, line style
@@ -23,6 +24,7 @@ STYLES = {  # subset -> colour, marker, line style
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00")
 OTHER_MARKERS = "DPX*<>hpd8"
 SUFFIXES = (".png", ".pdf")
+MAX_CURVE_POINTS = 120
 
 
 def style(subset: str, subsets: list[str]) -> tuple[str, str, str]:
@@ -37,7 +39,7 @@ def style(subset: str, subsets: list[str]) -> tuple[str, str, str]:
 def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Draw every figure that the results allow into ``folder``; returns name -> PNG path.
 
-    ``extra`` may hold ``map`` (see `guardrail.study.report.mapping`) and ``curves`` (see `learning_curves`).
+    ``extra`` may hold ``map`` (see `guardrail.study.properties.representation_map`) and ``curves`` (`loss_curves`).
     """
     statistics = result.get("statistics", {})
     arms = [arm for arm in statistics.get("arms", []) if arm["status"] == "done"]
@@ -91,8 +93,8 @@ def harmfulness(plt: Any, arms: list[dict[str, Any]], base: dict[str, Any]) -> A
         for arm in (a for a in arms if a["task"] == task):
             ticks.append(y)
             labels.append(arm_label(arm))
-            if arm["status"] == "failed":
-                axis.text(50, y, "failed", va="center", ha="center", style="italic", color="0.35")
+            if arm["status"] != "done":
+                axis.text(50, y, arm["status"], va="center", ha="center", style="italic", color="0.35")
             else:
                 _dumbbell(axis, arm, y)
             y += 1.0
@@ -219,6 +221,37 @@ def learning_curves(plt: Any, curves: list[dict[str, Any]]) -> Any:
     axes[0][0].set_ylabel("training loss (nats per token)")
     _subset_legend(plt, figure, subsets)
     return figure
+
+
+def loss_curves(grid: Grid, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Training losses of the finished ``cells`` (as in `study.json`) and their alignments, as means of up to 120 parts.
+
+    A cell that is not done has no curve: its losses may belong to other settings.
+    """
+    done = [cell for cell, row in zip(grid.cells, cells, strict=True) if row["status"] == "done"]
+    alignments = dict.fromkeys(cell.alignment for cell in done)
+    jobs = [("alignment", a.subset, a.task, a.seed, grid.aligned_folder(a)) for a in alignments]
+    jobs += [("fine-tuning", c.subset, c.task, c.seed, grid.cell_folder(c)) for c in done]
+    curves = []
+    for stage, subset, task, seed, folder in jobs:
+        path = folder / "losses.jsonl"
+        rows = [row for _, row in read_jsonl(path)] if path.is_file() else []
+        losses = [row["loss"] for row in rows if row.get("loss") is not None]
+        if not losses:
+            continue
+        width = -(-len(losses) // MAX_CURVE_POINTS)
+        parts = [losses[i : i + width] for i in range(0, len(losses), width)]
+        curves.append(
+            {
+                "stage": stage,
+                "subset": subset,
+                "task": task,
+                "seed": seed,
+                "step": [min((i + 1) * width, len(losses)) for i in range(len(parts))],
+                "loss": [round(sum(part) / len(part), 5) for part in parts],
+            }
+        )
+    return curves
 
 
 def representation_map(plt: Any, data: dict[str, Any]) -> Any:

@@ -1,89 +1,360 @@
-"""The study's table in Markdown and CSV, in the paper's order: task x subset, initial, final, change, utility."""
+"""The tables of a study, and the one model behind them: Markdown, CSV, LaTeX (booktabs) and HTML rows.
+
+`study_tables` is the list of them, made from `study.json` alone.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass, field
 from typing import Any
 
-COLUMNS = (
-    ("task", "task"),
-    ("subset", "alignment subset"),
-    ("subset_size", "size"),
-    ("seed", "seed"),
-    ("initial_percent", "initial HS %"),
-    ("final_percent", "final HS %"),
-    ("delta_points", "change (points)"),
-    ("initial_refusal_percent", "initial refusals %"),
-    ("benign_refusal_percent", "benign refused %"),
-    ("utility_initial", "utility before"),
-    ("utility_final", "utility after"),
-    ("n", "n"),
+LATEX_ESCAPES = str.maketrans(
+    {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "–": "--", "−": "$-$"}
+)
+MEASURE_TITLES = {"change": "change", "final": "final", "initial": "before fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """``digits`` is None for text; ``interval`` names the key of a ``[low, high]`` shown behind the number.
+
+    ``label``: a number that says which row it is, not what was measured. Without a ``title`` the column is only in the
+    CSV. ``edges`` names the interval's two CSV columns.
+    """
+
+    key: str
+    title: str = ""
+    digits: int | None = None
+    interval: str | None = None
+    signed: bool = False
+    label: bool = False
+    edges: str = "{key}_{edge}"
+
+    @property
+    def measured(self) -> bool:
+        return self.digits is not None and not self.label
+
+
+@dataclass(frozen=True)
+class Table:
+    """``rows`` hold raw values; a row whose status is not ``done`` shows that status instead of numbers."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Column]:
+        return [column for column in self.columns if column.title]
+
+    def text(self, row: dict[str, Any], column: Column) -> str:
+        """A cell for people: number with its interval, an en dash where there is none, FAILED (STALE, MISSING)."""
+        value = row.get(column.key)
+        if without_numbers(row) and column.measured:
+            first = next(c for c in self.shown if c.measured)
+            return row["status"].upper() if column is first else ""
+        if value is None:
+            return "–"
+        if column.digits is None or isinstance(value, str):
+            return str(value)
+        sign = "+" if column.signed else ""
+        out = f"{value:{sign}.{column.digits}f}"
+        interval = row.get(column.interval) if column.interval else None
+        if interval:
+            low, high = interval
+            out += f" [{low:{sign}.{column.digits}f}, {high:{sign}.{column.digits}f}]"
+        return out
+
+    def texts(self) -> list[list[str]]:
+        return [[self.text(row, column) for column in self.shown] for row in self.rows]
+
+    def markdown(self) -> str:
+        """Aligned columns: readable in a terminal too."""
+        cells = [[column.title for column in self.shown], *self.texts()]
+        widths = [max(map(len, line)) for line in zip(*cells, strict=True)]
+        right = [column.digits is not None for column in self.shown]
+        lines = []
+        for line in cells:
+            padded = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right, strict=True)]
+            lines.append("| " + " | ".join(padded) + " |")
+        rule = ["-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)]
+        lines.insert(1, "|" + "|".join(rule) + "|")
+        return "\n".join(lines) + f"\n\n{self.caption}\n"
+
+    def csv(self) -> str:
+        """Raw values; an interval becomes two columns; rows without numbers have a status and empty numbers."""
+        names: list[str] = []
+        for column in self.columns:
+            edges = [column.edges.format(key=column.key, edge=edge) for edge in ("low", "high")]
+            names += [column.key, *(edges if column.interval else [])]
+        with_status = "status" not in names and any("status" in row for row in self.rows)
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow([*names, "status"] if with_status else names)
+        for row in self.rows:
+            empty = without_numbers(row)
+            values: list[Any] = []
+            for column in self.columns:
+                values.append(None if empty and column.measured else row.get(column.key))
+                if column.interval:
+                    values += (None if empty else row.get(column.interval)) or ["", ""]
+            values += [row.get("status")] if with_status else []
+            writer.writerow(["" if value is None else value for value in values])
+        return buffer.getvalue()
+
+    def latex(self) -> str:
+        r"""A booktabs table; needs ``\usepackage{booktabs}``."""
+        alignment = "".join("r" if column.digits is not None else "l" for column in self.shown)
+        head = " & ".join(column.title.translate(LATEX_ESCAPES) for column in self.shown)
+        body = [" & ".join(cell.translate(LATEX_ESCAPES) for cell in line) + r" \\" for line in self.texts()]
+        lines = [
+            r"\begin{table}[t]",
+            r"  \centering\small",
+            rf"  \caption{{{self.caption.translate(LATEX_ESCAPES)}}}",
+            rf"  \label{{tab:{self.name.replace('_', '-')}}}",
+            rf"  \begin{{tabular}}{{{alignment}}}",
+            r"    \toprule",
+            rf"    {head} \\",
+            r"    \midrule",
+            *(f"    {line}" for line in body),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> dict[str, Any]:
+        """What the page's template needs: texts beside the raw values that sorting uses."""
+        rows = []
+        for row, texts in zip(self.rows, self.texts(), strict=True):
+            cells = []
+            for column, text in zip(self.shown, texts, strict=True):
+                value, number = row.get(column.key), column.digits is not None
+                main, _, tail = text.partition(" [")
+                cells.append(
+                    {
+                        "text": main,
+                        "tail": f"[{tail}" if tail and number else "",
+                        "sort": value if number and isinstance(value, (int, float)) else ("" if number else text),
+                        "number": number,
+                    }
+                )
+            rows.append({"cells": cells, "failed": without_numbers(row)})
+        columns = [{"title": column.title, "number": column.digits is not None} for column in self.shown]
+        return {"name": self.name, "caption": self.caption, "columns": columns, "rows": rows}
+
+
+def without_numbers(row: dict[str, Any]) -> bool:
+    """Whether ``row`` is of a cell or arm that is not done: failed, stale, missing."""
+    return row.get("status", "done") != "done"
+
+
+def plain(name: str) -> str:
+    """A subset's or property's name in words."""
+    return name.replace("_", " ")
+
+
+def study_tables(result: dict[str, Any]) -> list[Table]:
+    """All tables that the study's results allow; fewer when a part could not be computed."""
+    statistics = result.get("statistics", {})
+    tables = [harmfulness_table(result)]
+    if statistics.get("arms"):
+        tables.append(arms_table(result))
+    if statistics.get("comparisons"):
+        tables += [overall_table(statistics), comparisons_table(statistics)]
+    if result.get("subsets"):
+        tables.append(subsets_table(result["subsets"]))
+    if statistics.get("regression"):
+        tables.append(regression_table(statistics["regression"]))
+    return tables
+
+
+def harmfulness_table(result: dict[str, Any]) -> Table:
+    """Every checkpoint: the base model, then one row per cell (task x subset x size x seed)."""
+    columns = (
+        Column("task", "task"),
+        Column("subset", "alignment subset"),
+        Column("subset_size", "size", 0, label=True),
+        Column("seed", "seed", 0, label=True),
+        Column("status"),
+        Column("reason"),
+        Column("initial_percent", "initial HS %", 1, "initial_interval", edges="initial_interval_{edge}_percent"),
+        Column("final_percent", "final HS %", 1, "final_interval", edges="final_interval_{edge}_percent"),
+        Column("delta_points", "change (points)", 1, signed=True),
+        Column("initial_refusal_percent", "initial refusals %", 1),
+        Column("benign_refusal_percent", "benign refused %", 1),
+        Column("utility_metric"),
+        Column("utility_initial", "utility before", 1),
+        Column("utility_final", "utility after", 1),
+        Column("n", "n", 0),
+    )
+    rows = []
+    base = {"task": "(none)", "subset": "base model", **result["base"]}
+    for cell in (base, *result["cells"]):
+        row: dict[str, Any] = {key: cell.get(key) for key in ("task", "subset", "subset_size", "seed", "status")}
+        if without_numbers(cell):
+            row["reason"] = cell["reason"]
+        else:
+            initial = cell.get("initial", cell)
+            row |= {key: initial.get(key) for key in ("n", "benign_refusal_percent")}
+            row["initial_refusal_percent"] = initial["refusal_percent"]
+            for moment, rate in (("initial", initial), ("final", cell.get("final"))):
+                if rate is not None:
+                    row[f"{moment}_percent"] = rate["harmfulness_score_percent"]
+                    row[f"{moment}_interval"] = rate["harmfulness_score_interval_percent"]
+            if "final" in cell:
+                row["delta_points"] = cell["delta_points"]
+                row |= {f"utility_{key}": cell["utility"][key] for key in ("metric", "initial", "final")}
+        rows.append(row)
+    caption = "Every checkpoint; HS: share of completions flagged harmful, 95% intervals over prompts."
+    return Table("harmfulness", caption, columns, rows)
+
+
+def arms_table(result: dict[str, Any]) -> Table:
+    """The paper's table: task x subset x size, before, after, change, utility; seeds together."""
+    columns = (
+        Column("task", "task"),
+        Column("subset", "alignment subset"),
+        Column("subset_size", "size", 0, label=True),
+        Column("initial_percent", "initial HS %", 1, "initial_interval_percent"),
+        Column("final_percent", "final HS %", 1, "final_interval_percent"),
+        Column("delta_points", "change (points)", 1, "delta_interval_points", signed=True),
+        Column("utility_final", "utility", 1),
+        Column("n_seeds", "seeds", 0),
+        Column("n_prompts", "prompts", 0),
+    )
+    base = result["base"]
+    rows: list[dict[str, Any]] = [{"task": "(none)", "subset": "base model", "status": base["status"]}]
+    if not without_numbers(base):
+        rows[0] |= {
+            "initial_percent": base["harmfulness_score_percent"],
+            "initial_interval_percent": base["harmfulness_score_interval_percent"],
+            "n_prompts": base["n"],
+        }
+    for arm in result["statistics"]["arms"]:
+        row = {**arm, "subset": plain(arm["subset"])}
+        if arm["n_failed"] and arm["status"] == "done":
+            words = ", ".join(f"{n} {status}" for status, n in arm["without_numbers"].items())
+            total = arm["n_failed"] + arm["n_seeds"]
+            row["subset"] += f" ({words.replace(' ', f' of {total} seeds ', 1)})"
+        rows.append(row)
+    metrics = sorted({cell["utility"]["metric"] for cell in result["cells"] if cell["status"] == "done"})
+    caption = (
+        "Harmfulness score (HS, percent of completions flagged) before and after fine-tuning, 95% intervals over seeds "
+        f"and prompts; utility: {', '.join(metrics) or 'not measured'}."
+    )
+    return Table("arms", caption, columns, rows)
+
+
+COMPARISON = (
+    Column("question", "question"),
+    Column("arms", "arms"),
+    Column("subset_size", "size", 0, label=True),
+    Column("outcome", "outcome"),
+    Column("difference_points", "difference (points)", 1, "interval_points", signed=True),
+    Column("p_value", "p", 3),
+)
+COUNTS = (
+    Column("minimum_detectable_points", "detectable", 1),
+    Column("n_seeds", "seeds", 0),
+    Column("n_prompts", "prompts", 0),
 )
 
 
-def table_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per arm: the base model, then every cell; failed cells carry their reason."""
-    out = []
-    base = {"task": "(none)", "subset": "base model", "subset_size": None, "seed": None, **result["base"]}
-    for cell in (base, *result["cells"]):
-        row: dict[str, Any] = {key: cell.get(key) for key in ("task", "subset", "subset_size", "seed", "status")}
-        if cell["status"] == "failed":
-            row["reason"] = cell["reason"]
-        else:
-            initial, final = cell.get("initial", cell), cell.get("final")
-            row["initial_percent"] = initial["harmfulness_score_percent"]
-            row["initial_interval_percent"] = initial["harmfulness_score_interval_percent"]
-            row["initial_refusal_percent"] = initial["refusal_percent"]
-            row["benign_refusal_percent"] = initial.get("benign_refusal_percent")
-            row["n"] = initial["n"]
-            if final is not None:
-                row["final_percent"] = final["harmfulness_score_percent"]
-                row["final_interval_percent"] = final["harmfulness_score_interval_percent"]
-                row["delta_points"] = cell["delta_points"]
-                row["utility_metric"] = cell["utility"]["metric"]
-                row["utility_initial"] = cell["utility"]["initial"]
-                row["utility_final"] = cell["utility"]["final"]
-        out.append(row)
-    return out
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
-    if row["status"] == "failed" and key == "initial_percent":
-        return "FAILED"
-    if value is None:
-        return "" if row["status"] == "failed" else "–"
-    if key in ("initial_percent", "final_percent"):
-        low, high = row[key.replace("percent", "interval_percent")]
-        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-    if key == "delta_points":
-        return f"{value:+.1f}"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """A Markdown table with aligned columns, readable in a terminal too."""
-    rows = table_rows(result)
-    cells = [[title for _, title in COLUMNS]] + [[_text(row, key) for key, _ in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+def _comparison_rows(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **entry,
+            "arms": f"{plain(entry['first'])} − {plain(entry['second'])}",
+            "outcome": MEASURE_TITLES[entry["outcome"]],
+        }
+        for entry in entries
+        if "difference_points" in entry
     ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
 
 
-def csv_text(result: dict[str, Any]) -> str:
-    """The same rows as CSV with interval columns; failed cells have status `failed` and empty numbers."""
-    rows = table_rows(result)
-    for row in rows:
-        for key in ("initial_interval_percent", "final_interval_percent"):
-            low, high = row.pop(key, None) or ("", "")
-            row[key.replace("interval", "interval_low")], row[key.replace("interval", "interval_high")] = low, high
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+def overall_table(statistics: dict[str, Any]) -> Table:
+    """High against low and the controls, tasks averaged."""
+    caption = (
+        "Paired differences over the same seeds and prompts, tasks averaged, in points of harmfulness; positive: the "
+        "first arm is more harmful. p: two-sided, not corrected over questions; detectable: true difference found with "
+        "80% power; seeds needed: to find the smallest difference that matters; p (pairs): signs flipped per task and "
+        "seed."
+    )
+    columns = (
+        *(*COMPARISON, Column("p_value_task_seed_pairs", "p (pairs)", 3)),
+        *(*COUNTS, Column("seeds_needed", "seeds needed", 0)),
+    )
+    return Table("overall", caption, columns, _comparison_rows(statistics["overall"]))
+
+
+def comparisons_table(statistics: dict[str, Any]) -> Table:
+    """The same task by task, corrected over tasks and sizes."""
+    corrected = (Column("p_value_holm", "p (Holm)", 3), Column("p_value_bh", "q (BH)", 3))
+    caption = (
+        "The same for each task; Holm and Benjamini-Hochberg over the tasks and sizes of one question and outcome."
+    )
+    columns = (Column("task", "task"), *COMPARISON, *corrected, *COUNTS)
+    return Table("comparisons", caption, columns, _comparison_rows(statistics["comparisons"]))
+
+
+def subsets_table(subsets: list[dict[str, Any]]) -> Table:
+    """What each subset is made of."""
+    columns = (
+        Column("task", "task"),
+        Column("subset", "alignment subset"),
+        Column("n", "rows", 0),
+        Column("similarity", "similarity", 3),
+        Column("diversity", "Vendi score", 1),
+        Column("mean_pairwise_cosine", "pairwise cosine", 3),
+        Column("response_chars", "length (characters)", 0),
+        Column("list_share_percent", "lists %", 1),
+        Column("duplicate_rows", "duplicates", 0),
+    )
+    caption = (
+        "Properties of the alignment subsets: mean largest cosine to the task's rows, diversity, response length, "
+        "share of list-formatted responses, rows that repeat an earlier one."
+    )
+    return Table("subsets", caption, columns, [{**row, "subset": plain(row["subset"])} for row in subsets])
+
+
+def regression_table(regression: dict[str, Any]) -> Table:
+    """Similarity and its rivals side by side: each alone, then together."""
+    columns = (
+        Column("outcome", "outcome"),
+        Column("predictor", "predictor"),
+        Column("alone", "alone (points per SD)", 1, "alone_interval", signed=True),
+        Column("alone_p", "p", 3),
+        Column("together", "together (points per SD)", 1, "together_interval", signed=True),
+        Column("together_p", "p (together)", 3),
+        Column("inflation", "variance inflation", 1),
+        Column("n", "subsets", 0),
+    )
+    rows, reasons = [], []
+    for measure, models in regression.items():
+        if "reason" in models["together"]:
+            reasons.append(models["together"]["reason"])
+        joint = {row["predictor"]: row for row in models["together"].get("coefficients", [])}
+        for row in models["alone"]:
+            line = {"outcome": {"delta_points": "change", "final_percent": "final"}[measure]}
+            line |= {"predictor": plain(row["predictor"])}
+            if "reason" in row:
+                line["predictor"] += f" ({row['reason']})"
+            else:
+                line |= {"alone": row["points_per_sd"], "alone_interval": row["interval"], "alone_p": row["p_value"]}
+                line |= {"n": row["n"]}
+            other = joint.get(row["predictor"])
+            if other:
+                line |= {"together": other["points_per_sd"], "together_interval": other["interval"]}
+                line |= {"together_p": other["p_value"], "inflation": other["variance_inflation"]}
+            rows.append(line)
+    caption = (
+        "Harmfulness after fine-tuning and its change, regressed on standardised properties of the subsets with an "
+        "intercept per task (HC3 intervals). Variance inflation above about 5: these subsets cannot tell rivals apart."
+    )
+    if reasons:
+        caption += f" No model of all predictors together: {reasons[0]}."
+    return Table("regression", caption, columns, rows)

@@ -1,6 +1,6 @@
 """Render a study's report: one HTML file with everything inside it, no network, usable without JavaScript.
 
-The page carries a Content-Security-Policy that forbids every request; `tests/report` opens it in a real browser.
+The page carries a Content-Security-Policy that forbids every request; `tests/study` opens it in a real browser.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import write_text
-from guardrail.study.report.headline import headline
-from guardrail.study.report.tabular import Table
+from guardrail.study.report.tables import Table, without_numbers
 
 TEMPLATES = Path(__file__).with_name("templates")
 JUDGE_NAMES = {
@@ -52,32 +51,6 @@ def safe_json(value: Any) -> str:
     """JSON that cannot close its script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def html_table(table: Table) -> dict[str, Any]:
-    """A table as the template wants it: texts beside the raw values that sorting uses."""
-    rows = []
-    for row, texts in zip(table.rows, table.texts(), strict=True):
-        cells = []
-        for column, text in zip(table.columns, texts, strict=True):
-            value = row.get(column.key)
-            number = column.digits is not None
-            main, _, tail = text.partition(" [")
-            cells.append(
-                {
-                    "text": main,
-                    "tail": f"[{tail}" if tail and number else "",
-                    "sort": value if number and isinstance(value, (int, float)) else ("" if number else text),
-                    "number": number,
-                }
-            )
-        rows.append({"cells": cells, "failed": row.get("status") == "failed"})
-    return {
-        "name": table.name,
-        "caption": table.caption,
-        "columns": [{"title": c.title, "number": c.digits is not None} for c in table.columns],
-        "rows": rows,
-    }
 
 
 def settings(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -139,22 +112,20 @@ def render(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.undefined = jinja2.StrictUndefined
-    first, sentences = headline(result)
     drawn = {
         name: {"title": FIGURE_TEXT[name][0], "caption": FIGURE_TEXT[name][1], "uri": data_uri(path)}
         for name, path in figures.items()
     }
     return environment.get_template("report.html.j2").render(
         result=result,
-        headline=first,
-        sentences=sentences,
+        headline=result["headline"],
         settings=settings(result),
         provenance=provenance(result),
-        tables={table.name: html_table(table) for table in tables},
+        tables={table.name: table.html() for table in tables},
         figures=drawn,
         map_json=safe_json(extra["map"]) if extra.get("map") else None,
         map_tasks=extra["map"]["tasks"] if extra.get("map") else [],
-        failed=[cell for cell in result["cells"] if cell["status"] == "failed"],
+        without_numbers=[cell for cell in result["cells"] if without_numbers(cell)],
         judges=result.get("statistics", {}).get("judges"),
         judge_names=JUDGE_NAMES,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
