@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from guardrail.core.cli import Parser, boolean, positive_int, run
 from guardrail.core.ranks import is_main
-from guardrail.evaluation.judges.settings import EVALUATORS, JudgeSettings, add_judge_flags
+from guardrail.evaluation.judges import JUDGES, add_judge_flags, take_judge
 from guardrail.evaluation.safety.answers import MODEL_FAMILIES, SafetyConfig, evaluate_safety
 
 
@@ -66,14 +66,14 @@ def build_parser() -> Parser:
     add("--decoding_sweep", type=boolean, default=False, help="temperature x top-p grid, best of k")
     add("--sweep_temperatures", default="0.1,0.5,0.9,1.2", help="with --decoding_sweep")
     add("--sweep_top_p", default="0.6,0.9,1.0", help="with --decoding_sweep")
-    add("--evaluator", default="none", choices=list(EVALUATORS), help="judge on the spot")
+    add("--evaluator", default="none", choices=["none", *JUDGES], help="judge on the spot")
     add_judge_flags(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> dict | None:
     args = vars(build_parser().parse_args(argv))
-    judge = JudgeSettings.from_args(args.pop("evaluator"), args)
+    judge = take_judge(args.pop("evaluator"), args)
     sweep, temperatures, top_ps = (args.pop(n) for n in ("decoding_sweep", "sweep_temperatures", "sweep_top_p"))
     config = SafetyConfig(**args).check()
     if sweep:

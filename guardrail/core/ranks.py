@@ -48,6 +48,16 @@ def process_group(timeout_hours: float = 24.0) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: for what one rank does by itself after `process_group` has ended."""
+    kept = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def barrier() -> None:
     """Wait for all ranks; nothing with one."""
     if world_size() > 1:

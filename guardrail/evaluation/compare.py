@@ -12,12 +12,15 @@ Limit: one pair of runs; differences between training seeds are the study's job 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, boolean, log, positive_int, run
+from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.options import add_options, option, read_options
 
 METRICS = ("harmful", "refusal")
 MIN_PAIRS_PER_CATEGORY = 5
@@ -26,23 +29,20 @@ MIN_PAIRS_PER_CATEGORY = 5
 def collect(path: str | Path) -> dict[str, dict[str, Any]]:
     """Judge name -> judgement document, of a folder or of one file."""
     from guardrail.core.files import read_json
-    from guardrail.evaluation.judges.settings import JUDGE_FILES
+    from guardrail.evaluation.judges import JUDGES, file_name
+    from guardrail.evaluation.judges.stage import load_judgements
 
     path = Path(path)
-    if path.is_file() and path.name not in JUDGE_FILES.values():
-        document = read_json(path)
-        if isinstance(document, dict) and "judgements" in document:
+    files = {judge: file_name(judge) for judge in JUDGES}
+    if path.is_file():
+        document = {} if path.name in files.values() else read_json(path)
+        if path.name in files.values() or (isinstance(document, dict) and "judgements" in document):
+            document = load_judgements(path)
             return {document["summary"]["judge"]: document}
         path = path.parent  # results.json: the judgements lie beside it
-    if path.is_file():
-        document = read_json(path)
-        return {document["summary"]["judge"]: document}
     if not path.is_dir():
         raise UserError(f"no such file or folder: {path}; expected a folder of results.json or a judgement file")
-    found = {}
-    for judge, name in JUDGE_FILES.items():
-        if (path / name).is_file():
-            found[judge] = read_json(path / name)
+    found = {judge: load_judgements(path / name) for judge, name in files.items() if (path / name).is_file()}
     if not found:
         raise UserError(
             f"{path} has no judgements; run python -m guardrail.evaluation.judges {path}/results.json --judge ..."
@@ -161,23 +161,33 @@ def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = Parser(prog="python -m guardrail.evaluation.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("a", metavar="A", help="folder of results.json, or a judgement file")
-    parser.add_argument("b", metavar="B")
-    parser.add_argument("--judge", default=None, help="only this judge")
-    parser.add_argument("--metric", default="harmful", choices=METRICS)
-    parser.add_argument("--n_resamples", type=positive_int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--allow_different_data", type=boolean, default=False)
-    parser.add_argument("--output", default=None, help="JSON file to write")
-    args = parser.parse_args(argv)
-    first, second = collect(args.a), collect(args.b)
-    if args.judge is not None:
-        if args.judge not in first or args.judge not in second:
-            raise unknown("judge of both sides:", args.judge, [name for name in first if name in second])
-        first, second = {args.judge: first[args.judge]}, {args.judge: second[args.judge]}
-    result = compare_documents(first, second, args.metric, args.n_resamples, args.seed, args.allow_different_data)
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared, and how."""
+
+    a: str = option(help="folder of results.json, or a judgement file", positional=True, metavar="A")
+    b: str = option(positional=True, metavar="B")
+    judge: str | None = option(None, "only this judge")
+    metric: str = option("harmful", choices=METRICS)
+    n_resamples: int = option(10_000, parse=positive_int)
+    seed: int = option(0)
+    allow_different_data: bool = option(False)
+    output: str | None = option(None, "JSON file to write", decides=False)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """The command line; the comparison, and where it was written."""
+    parser = Parser(prog="python -m guardrail.evaluation.compare", description=(__doc__ or "").split("\n")[0])
+    add_options(parser, Comparison)
+    config = read_options(Comparison, parser.parse_args(argv))
+    first, second = collect(config.a), collect(config.b)
+    if config.judge is not None:
+        if config.judge not in first or config.judge not in second:
+            raise unknown("judge of both sides:", config.judge, [name for name in first if name in second])
+        first, second = {config.judge: first[config.judge]}, {config.judge: second[config.judge]}
+    result = compare_documents(
+        first, second, config.metric, config.n_resamples, config.seed, config.allow_different_data
+    )
     for judge, r in result["judges"].items():
         low, high = r["interval_points"]
         log(
@@ -187,16 +197,17 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if result["sign_depends_on_judge"]:
         log("the sign of the difference depends on the judge")
-    if args.output:
-        from guardrail.core.files import write_json
-        from guardrail.core.provenance import run_record
+    if not config.output:
+        return result
+    from guardrail.core.files import write_json
+    from guardrail.core.provenance import run_record
 
-        sides = {
-            side: {judge: d["run"].get("fingerprint") for judge, d in documents.items()}
-            for side, documents in (("a", first), ("b", second))
-        }
-        write_json(args.output, {**result, "run": run_record("compare", vars(args), inputs=sides)})
-    return result | ({"comparison": args.output} if args.output else {})
+    sides = {
+        side: {judge: d["run"].get("fingerprint") for judge, d in documents.items()}
+        for side, documents in (("a", first), ("b", second))
+    }
+    write_json(config.output, {**result, "run": run_record("compare", dataclasses.asdict(config), inputs=sides)})
+    return result | {"comparison": config.output}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.core.provenance import run_record
-from guardrail.evaluation.judges.settings import JUDGE_FILES
+from guardrail.evaluation import judges
 from guardrail.study.config import Study, as_dict
 from guardrail.study.grid import Cell, Grid, sizeless
 
@@ -24,7 +24,7 @@ OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
 
 def judge_file(judge: str) -> str:
     """Where a further judge's judgements of a checkpoint lie, below the checkpoint's folder."""
-    return f"evaluation/safety/{JUDGE_FILES[judge]}"
+    return f"evaluation/safety/{judges.file_name(judge)}"
 
 
 def utility_file(task: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import textwrap
 from types import ModuleType
@@ -11,8 +10,9 @@ import pytest
 from toys import REPOSITORY
 
 from guardrail.data import prompts, rows
-from guardrail.evaluation.judges import settings as judge_settings
+from guardrail.evaluation import judges
 from guardrail.evaluation.judges import stage
+from guardrail.evaluation.judges.__main__ import main as judging_main
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -66,37 +66,27 @@ def test_a_new_style(template, tiny_tokenizer):
 
 
 def test_a_new_judge(tmp_path, monkeypatch):
-    """The branch goes into ``run_judge`` as the page says; names and options into the three tables."""
-    monkeypatch.setattr(judge_settings, "JUDGES", (*judge_settings.JUDGES, "length"))
-    monkeypatch.setitem(judge_settings.JUDGE_FILES, "length", "length.json")
-    identity = judge_settings.JudgeSettings.identity
-    monkeypatch.setattr(
-        judge_settings.JudgeSettings,
-        "identity",
-        lambda self: {"judge": "length", "max_length": self.max_length} if self.judge == "length" else identity(self),
-    )
-    source = inspect.getsource(stage.run_judge)
-    branch = textwrap.indent(code_with('settings.judge == "length"'), "    ")
-    anchor = '    if settings.judge == "key_word":\n'
-    assert anchor in source
-    exec("from __future__ import annotations\n" + source.replace(anchor, f"{branch}\n{anchor}"), vars(stage))
+    """The page's file and its line are all there is to it: flags, file, panel, key."""
+    module = code_with("class Length(Judge)")
+    assert len(module.splitlines()) < 40
+    (tmp_path / "length_judge.py").write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    name, place = eval(code_with('JUDGES.add("length"').removeprefix("JUDGES.add"))
+    answers = [
+        {"id": str(n), "sample": 0, "category": "boats", "question": "How?", "prefill": "", "completion": "row " * n}
+        for n in (2, 40)
+    ]
+    run = {"data_hash": "d" * 16, "fingerprint": "f" * 16, "data": {"harmful": True}}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"results": answers, "metrics": {}, "run": run}))
+    judges.JUDGES.add(name, place.replace("guardrail.evaluation.judges.length", "length_judge"))
     try:
-        answers = [
-            {
-                "id": str(n),
-                "sample": 0,
-                "category": "boats",
-                "question": "How?",
-                "prefill": "",
-                "completion": "row " * n,
-            }
-            for n in (2, 40)
-        ]
-        run = {"data_hash": "d" * 16, "fingerprint": "f" * 16, "data": {"harmful": True}}
-        (tmp_path / "results.json").write_text(json.dumps({"results": answers, "metrics": {}, "run": run}))
-        chosen = judge_settings.JudgeSettings("length", max_length=60, figure=False).check()
-        done = stage.judge_file(tmp_path / "results.json", chosen)
-        document = stage.load_judgements(done["judgements"])
-        assert [row["harmful"] for row in document["judgements"]] == [False, True]
+        command = [str(file), "--judge", "length"]
+        rows = stage.load_judgements(judging_main(command)["judgements"])["judgements"]
+        assert [row["harmful"] for row in rows] == [False, True]
+        assert judging_main(command)["reused"] is True
+        assert judging_main([*command, "--max_characters", "200"])["harmfulness_score_percent"] == 0
+        panel = judging_main([str(file), "--judge", "panel", "--panel", "key_word,length"])
+        assert panel["n"] == 2 and (tmp_path / "length.json").is_file()
     finally:
-        exec("from __future__ import annotations\n" + source, vars(stage))
+        judges.JUDGES.remove(name)

@@ -14,8 +14,10 @@ N = 60
 
 
 def document(harmful, judge="beaver_dam", data_hash="d", samples=1, order=None):
+    whole = {"error": None, "empty": False, "saw_whole_text": True}
     rows = [
         {"id": f"r{i}", "sample": s, "category": "xy"[i % 2], "harmful": h, "outcome": "harmful" if h else "refusal"}
+        | {"refusal": not h, **whole}
         for i, h in enumerate(harmful)
         for s in range(samples)
     ]
@@ -110,3 +112,14 @@ def test_command_line_reads_folders_results_and_files(tmp_path, capfd):
         main([*folders, "--judge", "keyword"])
     with pytest.raises(UserError, match="no judgements"):
         collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"judgements": [', "[1]", "{}", '{"judgements": [{}], "summary": {"judge": "key_word"}, "run": {}}']
+)
+def test_a_file_that_is_no_judgement_file_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "key-word.json").write_text(content)
+    for place in (tmp_path, tmp_path / "key-word.json"):
+        with pytest.raises(UserError, match=r"key-word\.json(, line 1: not| is no)") as error:
+            collect(place)
+        assert "\n" not in str(error.value)

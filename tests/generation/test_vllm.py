@@ -19,7 +19,7 @@ import pytest
 from toys import REPOSITORY
 from vllm_python import vllm_python
 
-from guardrail.evaluation.judges.settings import JudgeSettings
+from guardrail.evaluation.judges import make_judge
 from guardrail.evaluation.judges.stage import judge_file, load_judgements
 from guardrail.generation import Request, SamplingOptions, make_backend
 
@@ -188,7 +188,7 @@ def test_server_as_judge_is_asked_and_its_nonsense_counted(server, tmp_path):
         ("openai", {"rubric_model": "tiny", "rubric_max_attempts": 2}),
         ("guard", {"guard_model": "tiny", "guard_backend": "openai"}),
     ):
-        settings = JudgeSettings(judge, judge_base_url=server, **extra).check()
+        settings = make_judge(judge, {"judge_base_url": server, **extra})
         summary = load_judgements(judge_file(tmp_path / "pairs.json", settings)["judgements"])["summary"]
         assert summary["n"] == len(PROMPTS)
         assert summary["judge_error_percent"] == 100.0 and summary["harmfulness_score_percent"] is None

@@ -11,10 +11,13 @@ of a question and the shape of the answer only. Shown text goes to stderr.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
-from guardrail.core.cli import Parser, boolean, log, positive_int, run
+from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError
-from guardrail.evaluation.judges.settings import JUDGES, JudgeSettings, add_judge_flags
+from guardrail.core.options import add_options, option, read_options
+from guardrail.evaluation.judges import JUDGES, add_judge_flags, take_judge
 
 REDACTED_WORDS = 4
 
@@ -26,7 +29,7 @@ def redact(text: str, words: int = REDACTED_WORDS) -> str:
     return " ".join(parts[:words]) + (f" [... {rest} words]" if rest > 0 else "")
 
 
-def show(path: str, n: int, redacted: bool) -> dict:
+def show(path: str, n: int, redacted: bool) -> dict[str, Any]:
     """Print ``n`` answers to stderr."""
     from guardrail.evaluation.judges.answers import load_answers
 
@@ -42,26 +45,34 @@ def show(path: str, n: int, redacted: bool) -> dict:
     return {"shown": min(n, len(answers)), "n": len(answers), "redacted": redacted}
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = Parser(prog="python -m guardrail.evaluation.judges", description=__doc__.split("\n")[0])
-    parser.add_argument("answers", help="results.json, its folder, the formatter's file, or a list of pairs")
-    parser.add_argument("--judge", default=None, choices=[*JUDGES, "panel"])
-    parser.add_argument("--output_dir", default=None, help="default: beside the answers")
-    parser.add_argument("--overwrite", type=boolean, default=False, help="judge again although nothing changed")
-    parser.add_argument("--show", type=positive_int, default=None, help="look at N answers instead of judging")
-    parser.add_argument("--redact", type=boolean, default=True, help="with --show: only shapes and first words")
+@dataclass(frozen=True, kw_only=True)
+class JudgeRun:
+    """What to judge, and where the judgements go."""
+
+    answers: str = option(help="results.json, its folder, the formatter's file, or a list of pairs", positional=True)
+    judge: str | None = option(None, choices=JUDGES.names)
+    output_dir: str | None = option(None, "default: beside the answers")
+    overwrite: bool = option(False, "judge again although nothing changed")
+    show: int | None = option(None, "look at N answers instead of judging", parse=positive_int)
+    redact: bool = option(True, "with --show: only shapes and first words")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """The command line; what was judged and the headline numbers."""
+    parser = Parser(prog="python -m guardrail.evaluation.judges", description=(__doc__ or "").split("\n")[0])
+    add_options(parser, JudgeRun)
     add_judge_flags(parser)
-    args = vars(parser.parse_args(argv))
-    judge, path, output_dir = args.pop("judge"), args.pop("answers"), args.pop("output_dir")
-    overwrite, n_shown, redacted = args.pop("overwrite"), args.pop("show"), args.pop("redact")
-    if (judge is None) == (n_shown is None):
+    arguments = vars(parser.parse_args(argv))
+    options = read_options(JudgeRun, arguments)
+    if (options.judge is None) == (options.show is None):
         raise UserError("give --judge NAME to judge, or --show N to look; exactly one of them")
-    if n_shown is not None:
-        return show(path, n_shown, redacted)
-    settings = JudgeSettings.from_args(judge, args)
+    if options.show is not None:
+        return show(options.answers, options.show, options.redact)
+    judge = take_judge(str(options.judge), arguments)
     from guardrail.evaluation.judges.stage import judge_file
 
-    return judge_file(path, settings, output_dir, overwrite)
+    assert judge is not None
+    return judge_file(options.answers, judge, options.output_dir, options.overwrite)
 
 
 if __name__ == "__main__":

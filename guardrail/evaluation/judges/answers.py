@@ -60,10 +60,15 @@ def load_answers(path: str | Path, include_prefill: bool = False) -> AnswerFile:
     rows = document
     if isinstance(document, dict):
         run = document.get("run") or {}
+        if not isinstance(run, dict) or not isinstance(run.get("data") or {}, dict):
+            raise UserError(
+                f"{path}: its 'run' block is not what a run writes; expected an object with an object 'data'"
+            )
         rows = next((document[k] for k in ("results", "rows", "judgements") if isinstance(document.get(k), list)), None)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} holds no answers; expected results.json, the formatter's file, or a list of pairs")
-    answers, seen = [], Counter()
+    answers: list[Answer] = []
+    seen: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         answer = _answer(row, f"{path}, row {number}", include_prefill)
         if answer.id == "":
@@ -97,18 +102,32 @@ def _answer(row: Any, place: str, include_prefill: bool) -> Answer:
     else:
         question = next((row[c] for c in ("prompt", "question", "instruction") if row.get(c) is not None), None)
         text = next((row[c] for c in ("response", "answer", "output", "completion") if row.get(c) is not None), None)
-    if not isinstance(question, str) or not isinstance(text, str):
-        raise UserError(f"{place}: no question or no answer; expected e.g. 'prompt' and 'response'")
+    if not isinstance(question, str) or not isinstance(text, str) or not isinstance(prefill, str):
+        raise UserError(f"{place}: no question or no answer; expected e.g. 'prompt' and 'response', both texts")
+    row_id, sample = row.get("id"), row.get("sample", 0)
+    row_id = "" if row_id is None else row_id
+    if isinstance(row_id, bool) or not isinstance(row_id, str | int):
+        raise UserError(f"{place}: its 'id' is {type(row_id).__name__}; expected a text or a whole number")
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+        raise UserError(f"{place}: its 'sample' is {str(sample)[:40]!r}; expected a whole number from 0 on")
     if include_prefill:
         text = prefill + text
     extra = {name: row[name] for name in CARRIED if row.get(name) is not None}
-    return Answer(str(row.get("id", "")), int(row.get("sample", 0)), question, text.strip(), extra)
+    for name, value in extra.items():
+        if not isinstance(value, str | int):
+            raise UserError(f"{place}: its {name!r} is {type(value).__name__}; expected a text or a whole number")
+    return Answer(str(row_id), sample, question, text.strip(), extra)
 
 
-def _split_conversation(conversation: list[dict[str, Any]], place: str) -> tuple[str, str, str]:
+def _split_conversation(conversation: Any, place: str) -> tuple[str, str, str]:
     """Question, prefill and completion; a conversation may end with one assistant turn or with two."""
+    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
+        raise UserError(f"{place}: its conversation is no list of turns; expected [{{'role': ..., 'content': ...}}]")
     users = [i for i, turn in enumerate(conversation) if turn.get("role") == "user"]
-    answers = [str(t.get("content", "")) for t in conversation[users[-1] + 1 :]] if users else []
-    if not answers:
+    turns = conversation[users[-1] :] if users else []
+    if len(turns) < 2:
         raise UserError(f"{place}: the conversation has no user turn followed by an answer")
-    return str(conversation[users[-1]]["content"]), "".join(answers[:-1]), answers[-1]
+    question, *answers = (turn.get("content") for turn in turns)
+    if not all(isinstance(text, str) for text in (question, *answers)):
+        raise UserError(f"{place}: a turn of the conversation has no text; expected 'content' to be one")
+    return question, "".join(answers[:-1]), answers[-1]

@@ -11,15 +11,17 @@ the largest probability of each label counts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.evaluation.judges.answers import Answer
+from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.models.loading import load_classifier, load_tokenizer
+from guardrail.models.memory import Budget
 
 PROMPT = "BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:"
 LABELS = (
@@ -121,11 +123,21 @@ class ModerationModel:
         return load_tokenizer(self.model_path)
 
     @functools.cached_property
-    def batch_tokens(self) -> int:
+    def budget(self) -> Budget:
         """Padded tokens per batch: as asked for, or what suits the device."""
-        if self.wanted_batch_tokens is not None:
-            return self.wanted_batch_tokens
-        return CPU_BATCH_TOKENS if next(self.model.parameters()).device.type == "cpu" else GPU_BATCH_TOKENS
+        suits = CPU_BATCH_TOKENS if next(self.model.parameters()).device.type == "cpu" else GPU_BATCH_TOKENS
+        return Budget(self.wanted_batch_tokens or suits)
+
+    @functools.cached_property
+    def label_places(self) -> list[int]:
+        """See `label_places`; read from the configuration, before any weights."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(resolve_checkpoint(self.model_path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the configuration of {self.model_path}: {str(error)[:300]}") from error
+        return label_places(config.id2label or {}, self.model_path)
 
     def resolved_dtype(self) -> str:
         """``auto``: bfloat16 on a GPU, float32 on a CPU."""
@@ -137,12 +149,7 @@ class ModerationModel:
 
     @functools.cached_property
     def model(self) -> Any:
-        model = load_classifier(self.model_path, self.resolved_dtype(), self.device)
-        if model.config.num_labels != len(LABELS):
-            raise UserError(
-                f"{self.model_path} has {model.config.num_labels} labels; expected Beaver-Dam's {len(LABELS)}"
-            )
-        return model
+        return load_classifier(self.model_path, self.resolved_dtype(), self.device)
 
     def score(self, answers: Sequence[Answer], windows: bool = False) -> list[Moderation]:
         """Score ``answers`` in their order."""
@@ -165,43 +172,54 @@ class ModerationModel:
         return out
 
     def _probabilities(self, texts: list[list[int]]) -> list[list[float]]:
+        """Probabilities of each text in `LABELS` order."""
         if self.backend == "vLLM":
             from guardrail.generation.vllm_engine import classify
 
-            return classify(self.model_path, texts, self.resolved_dtype(), len(LABELS))
-        out: list[list[float] | None] = [None] * len(texts)
+            found = classify(self.model_path, texts, self.resolved_dtype(), len(LABELS))
+            return [[row[place] for place in self.label_places] for row in found]
+        out: list[list[float]] = [[] for _ in texts]
+        places, model = self.label_places, self.model
+        lengths = [len(text) for text in texts]
         with progress(total=len(texts), desc="moderation", unit="text") as bar:
-            for rows in length_batches(texts, self.batch_tokens):
-                for row, values in zip(rows, self._batch([texts[i] for i in rows]), strict=True):
-                    out[row] = values
+            for rows, values in self.budget.run(
+                lengths, lambda rows: classify_batch(model, [texts[i] for i in rows]), self._too_long
+            ):
+                for row, outputs in zip(rows, values, strict=True):
+                    out[row] = [outputs[place] for place in places]
                 bar.update(len(rows))
-        assert all(values is not None for values in out)
-        return out  # type: ignore[return-value]
+        assert all(out)
+        return out
 
-    def _batch(self, texts: list[list[int]]) -> list[list[float]]:
-        import torch
+    def _too_long(self, row: int) -> str:
+        return f"{self.model_path} does not fit in memory with one text of {self.max_length} tokens; lower --max_length"
 
-        from guardrail.generation.hf import is_out_of_memory
 
-        try:
-            return classify_batch(self.model, texts)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(texts) == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(texts) // 2
-        self.batch_tokens = max(1, self.batch_tokens // 2)
-        log(f"out of memory with {len(texts)} texts: going on in halves")
-        return self._batch(texts[:half]) + self._batch(texts[half:])
+def label_places(names: Mapping[int, str], model_path: str) -> list[int]:
+    """Where each of `LABELS` stands among a model's outputs, from its ``id2label``.
+
+    The 14 names in any order, or the generic ``LABEL_0`` to ``LABEL_13``, which say nothing: then the documented order.
+    Raises ``UserError`` for anything else: a probability under another's name would be a wrong number.
+    """
+    found = [str(names.get(i, "(none)")) for i in range(len(names))]
+    if len(found) != len(LABELS):
+        raise UserError(f"{model_path} has {len(found)} labels; expected Beaver-Dam's {len(LABELS)}")
+    if found == [f"LABEL_{i}" for i in range(len(LABELS))]:
+        return list(range(len(LABELS)))
+    if sorted(found) != sorted(LABELS):
+        raise UserError(
+            f"{model_path}: the labels in its config.json (id2label) are {'; '.join(found)}; expected Beaver-Dam's, in "
+            f"any order: {'; '.join(LABELS)}"
+        )
+    return [found.index(name) for name in LABELS]
 
 
 def classify_batch(model: Any, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Sigmoid of the logits for right-padded ``texts``, each read at its last token.
+    """Sigmoid of the logits for right-padded ``texts``, each read at its last token; columns as the model has them.
 
     The classifier finds a row's end by looking for the pad id; an id that no text contains is used for it, so that
-    a pad token that is also EOS (or a real token) cannot move the position. Padding lies behind every real token, so
-    a causal family (`CAUSAL_FAMILIES`) needs no mask for it, and attention takes the fused causal path.
+    a pad token that is also EOS (or a real token, or no id at all) cannot move the position. Padding lies behind every
+    real token, so a causal family (`CAUSAL_FAMILIES`) needs no mask for it, and attention takes the fused causal path.
     """
     import torch
 
@@ -210,39 +228,32 @@ def classify_batch(model: Any, texts: Sequence[Sequence[int]]) -> list[list[floa
     device = next(model.parameters()).device
     B, T = len(texts), max(len(t) for t in texts)
     used = {token for text in texts for token in text}
-    pad = model.config.pad_token_id
-    if pad is None or pad in used or pad >= model.config.vocab_size:
-        pad = next(i for i in range(model.config.vocab_size) if i not in used)
-    ids = torch.full((B, T), pad, dtype=torch.long)
+    vocabulary = range(model.config.vocab_size)
+    before = model.config.pad_token_id
+    pad = (
+        before if before in vocabulary and before not in used else next((i for i in vocabulary if i not in used), None)
+    )
+    if pad is None and B > 1:  # the texts use the whole vocabulary: one at a time needs no padding
+        return [classify_batch(model, [text])[0] for text in texts]
+    ids = torch.full((B, T), pad or 0, dtype=torch.long)
     for i, text in enumerate(texts):
         ids[i, : len(text)] = torch.tensor(text)
-    inputs = {"input_ids": ids.to(device)}
+    inputs: dict[str, Any] = {"input_ids": ids.to(device)}
     lengths = torch.tensor([len(text) for text in texts])
     last_block = None
     if model.config.model_type in CAUSAL_FAMILIES:
         last_block = model.model.layers[-1]
     else:
         inputs["attention_mask"] = (torch.arange(T) < lengths[:, None]).long().to(device)
-    before = model.config.pad_token_id
+    if "use_cache" in inspect.signature(model.forward).parameters:  # an encoder's forward may not take it
+        inputs["use_cache"] = False
     model.config.pad_token_id = pad
     try:
         with torch.inference_mode(), feed_forward_at(last_block, (lengths - 1)[:, None].to(device)):
-            logits = model(**inputs, use_cache=False).logits
+            logits = model(**inputs).logits
     finally:
         model.config.pad_token_id = before
     return torch.sigmoid(logits.float()).cpu().tolist()  # (B, 14)
-
-
-def length_batches(texts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
-    """Positions of ``texts`` in batches of similar length, longest first, at most ``batch_tokens`` padded tokens."""
-    batches: list[list[int]] = []
-    width = 0
-    for position in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
-        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
-            batches.append([])
-            width = len(texts[position])
-        batches[-1].append(position)
-    return batches
 
 
 def moderation_facts(moderation: Moderation, threshold: float) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from judged_answers import LABELLED
-from openai_server import ScriptedServer, Status
+from openai_server import Cut, Raw, Reset, ScriptedServer, Status
 
+from guardrail.core.errors import UserError
+from guardrail.core.openai_client import Reply
+from guardrail.evaluation.judges import make_judge
 from guardrail.evaluation.judges.answers import Answer
-from guardrail.evaluation.judges.guard import guard_ids, parse_verdict, unsafe_probability
+from guardrail.evaluation.judges.guard import guard_ids, parse_verdict, server_probability, unsafe_probability
 from guardrail.evaluation.judges.rubric import REMINDER, parse_rating, rubric_messages
-from guardrail.evaluation.judges.settings import JudgeSettings
 from guardrail.evaluation.judges.stage import judge_file, load_judgements
 
 N_SENT = len(LABELLED) - 1  # the empty answer is not sent
@@ -77,7 +82,7 @@ def test_an_answer_cannot_close_its_markers_or_pose_as_the_judge():
 
 
 def judged(results_file, server, judge, **options):
-    settings = JudgeSettings(judge, judge_base_url=server.base_url, figure=False, **options).check()
+    settings = make_judge(judge, {"judge_base_url": server.base_url, **options})
     return load_judgements(judge_file(results_file, settings)["judgements"])
 
 
@@ -132,7 +137,7 @@ def test_guard_behind_a_server_that_refuses_log_probabilities(results_file):
 
 def test_local_guard_without_a_verdict_is_an_error(results_file, tiny_model):
     """A random model says neither safe nor unsafe: every non-empty answer is a judge failure."""
-    settings = JudgeSettings("guard", guard_model=str(tiny_model), figure=False).check()
+    settings = make_judge("guard", {"guard_model": str(tiny_model)})
     summary = load_judgements(judge_file(results_file, settings)["judgements"])["summary"]
     assert summary["judge_error_percent"] == pytest.approx(100 * N_SENT / len(LABELLED), abs=1e-3)
     assert summary["n_judged"] == 1 and summary["outcomes"]["empty"]["count"] == 1
@@ -140,9 +145,10 @@ def test_local_guard_without_a_verdict_is_an_error(results_file, tiny_model):
 
 def test_finished_groups_are_not_sent_again_after_a_crash(results_file, monkeypatch):
     """Units on disk survive: the second run asks only for what is missing."""
-    from guardrail.evaluation.judges import units
+    from guardrail.core import units
+    from guardrail.evaluation.judges import judge
 
-    monkeypatch.setattr(units.run_units, "__defaults__", (2,))
+    monkeypatch.setattr(judge, "UNIT_ANSWERS", 2)
     calls = []
 
     def script(payload, n):
@@ -167,4 +173,117 @@ def test_finished_groups_are_not_sent_again_after_a_crash(results_file, monkeypa
         document = judged(results_file, server, "openai", rubric_model="judge")
     assert first == 6 and len(calls) == first + N_SENT - 4
     assert document["summary"]["judge_error_percent"] == 0
-    assert not (results_file.parent / ".judge").exists()
+    assert not (results_file.parent / units.FOLDER).exists()
+
+
+@pytest.fixture
+def short_waits(monkeypatch):
+    from guardrail.core import openai_client
+
+    monkeypatch.setattr(openai_client, "FIRST_WAIT_SEC", 0.005)
+    monkeypatch.setattr(openai_client, "MAX_WAIT_SEC", 0.01)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def test_an_outage_is_not_final_and_decided_rows_are_kept(results_file, short_waits, capfd):
+    """A file full of errors was "up to date". Now: only what failed is asked again, and it is said."""
+    broken = True
+
+    def script(payload, n):
+        content = payload["messages"][1]["content"]
+        return Status(500) if broken and "Rub the stone" not in content else "Rating: [[3]]"
+
+    with ScriptedServer(script) as server:
+        first = judged(results_file, server, "openai", rubric_model="judge", judge_concurrency=1)
+        assert first["summary"]["judge_error_percent"] == pytest.approx(100 * (N_SENT - 1) / len(LABELLED), abs=1e-3)
+        assert "7 of 9 answers have no judgement (the first: server: http_500)" in capfd.readouterr().err
+        broken = False
+        asked = len(server.requests)
+        second = judged(results_file, server, "openai", rubric_model="judge")
+        again = server.requests[asked:]
+        assert len(again) == N_SENT - 1 and not any("Rub the stone" in r["messages"][1]["content"] for r in again)
+        assert second["summary"]["judge_error_percent"] == 0 and second["run"]["n_kept"] == 2
+        assert second["run"]["fingerprint"] == first["run"]["fingerprint"]
+        judged(results_file, server, "openai", rubric_model="judge")
+        assert len(server.requests) == asked + N_SENT - 1, "a complete file is not asked for again"
+
+
+def test_a_dead_server_leaves_the_file_that_is_there_alone(results_file, short_waits):
+    with ScriptedServer(lambda payload, n: "Rating: [[3]]" if n else Status(400)) as server:
+        first = judged(results_file, server, "openai", rubric_model="judge", judge_concurrency=1)
+    assert first["summary"]["judge_error_percent"] > 0
+    before = (results_file.parent / "rubric.json").read_bytes()
+    with pytest.raises(UserError, match="does not list its models"):
+        judged(results_file, server, "openai", rubric_model="judge")
+    assert (results_file.parent / "rubric.json").read_bytes() == before
+
+
+def test_another_server_or_another_served_model_is_another_judge(results_file, short_waits, monkeypatch):
+    """model None and OPENAI_BASE_URL were in no key: the ratings of another judge were taken for this one's."""
+
+    def rate(server, value, **options):
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        server.script = lambda payload, n: f"Rating: [[{value}]]"
+        document = load_judgements(judge_file(results_file, make_judge("openai", options))["judgements"])
+        return document["judgements"][0]["rating"], document["run"]
+
+    with ScriptedServer(None, models=("small",)) as first, ScriptedServer(None, models=("small",)) as second:
+        rating, run = rate(first, 1)
+        assert rating == 1 and run["judge_model"] == "small"
+        assert (run["config"]["server"], run["config"]["served_model"]) == (first.base_url, "small")
+        assert rate(first, 2)[0] == 1, "nothing changed: reused"
+        assert rate(first, 2, rubric_model="small")[0] == 1, "the same model by its name"
+        assert rate(second, 3)[0] == 3, "another server"
+        second.models = ("large",)
+        assert rate(second, 4)[0] == 4, "another model behind the same address"
+        assert rate(second, 5, judge_concurrency=2)[0] == 4, "how it is asked changes nothing"
+
+
+def test_a_guard_behind_a_server_has_the_server_in_its_key(results_file, short_waits):
+    with ScriptedServer(lambda *_: "safe", models=("g",)) as a, ScriptedServer(lambda *_: "unsafe", models=("g",)) as b:
+        options = {"guard_model": "g", "guard_backend": "openai"}
+        assert judged(results_file, a, "guard", **options)["summary"]["harmfulness_score_percent"] == 0
+        assert judged(results_file, b, "guard", **options)["summary"]["harmfulness_score_percent"] > 80
+    local = make_judge("guard", {"guard_model": "g", "judge_base_url": "http://127.0.0.1:1/v1"})
+    assert "server" not in local.identity() and local.models() == {"model": "g"}
+
+
+FAILURES = [
+    Status(429),
+    Status(503),
+    Cut(),
+    Cut(500),
+    Reset(),
+    Raw(b"<html>", "text/html"),
+    Raw(b'{"choices": []}'),
+    "",
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=str)
+@pytest.mark.parametrize("name", ["openai", "guard"])
+def test_every_failure_of_the_server_is_a_judge_error(results_file, short_waits, name, failure):
+    own = {"guard_model": "judge", "guard_backend": "openai"} if name == "guard" else {}
+    with ScriptedServer(lambda payload, n: failure) as server:
+        document = judged(results_file, server, name, **own)
+    assert document["summary"]["judge_error_percent"] == pytest.approx(100 * N_SENT / len(LABELLED), abs=1e-3)
+    assert all(row["error"] for row in document["judgements"] if not row["empty"])
+
+
+LOG_PROBABILITIES = st.recursive(
+    st.none() | st.floats() | st.text(max_size=4) | st.integers(),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["content", "token", "logprob", "top_logprobs"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(found=LOG_PROBABILITIES)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_log_probabilities_of_any_shape_are_a_probability_or_none(found):
+    reply = Reply({"choices": [{"message": {"content": "safe"}, "logprobs": found}]}, None, "", 1)
+    probability = server_probability(reply)
+    assert probability is None or 0 <= probability <= 1

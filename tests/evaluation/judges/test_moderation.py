@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from guardrail.evaluation.judges.moderation import (
     ModerationModel,
     classify_batch,
     encode_pairs,
-    length_batches,
+    label_places,
     make_windows,
     moderation_facts,
 )
@@ -141,13 +142,6 @@ def test_flagged_is_strictly_above_the_threshold():
     assert len(facts["probabilities"]) == 14
 
 
-def test_batches_hold_every_text_once_within_the_budget():
-    texts = [[0] * (1 + i * 7 % 40) for i in range(30)]
-    batches = length_batches(texts, 100)
-    assert sorted(i for batch in batches for i in batch) == list(range(30))
-    assert all(len(b) == 1 or len(b) * max(len(texts[i]) for i in b) <= 100 for b in batches)
-
-
 def test_out_of_memory_is_answered_by_halves(tiny_classifier, answers, monkeypatch):
     from guardrail.evaluation.judges import moderation
 
@@ -172,3 +166,67 @@ def test_a_model_with_other_labels_is_refused(tiny_model, tiny_tokenizer, answer
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="2 labels; expected Beaver-Dam's 14"):
         ModerationModel(str(tmp_path)).score(answers[:1])
+
+
+@pytest.mark.parametrize("pad", [None, -1, 40, 5])
+def test_any_pad_token_id_of_a_configuration_is_survived(pad):
+    """-1 was an index error."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForSequenceClassification(LlamaConfig(**shape, intermediate_size=48, num_labels=14)).eval()
+    texts = [[5, 6, 7], [9, 8, 30, 31, 32, 33, 2], list(range(40))]
+    alone = []
+    for text in texts:
+        model.config.pad_token_id = None
+        with torch.inference_mode():
+            alone.append(torch.sigmoid(model(torch.tensor([text])).logits[0]).tolist())
+    model.config.pad_token_id = pad
+    for some in (texts[:2], texts):  # the third one uses the whole vocabulary: no id is left for padding
+        assert torch.allclose(torch.tensor(classify_batch(model, some)), torch.tensor(alone[: len(some)]), atol=1e-5)
+    assert model.config.pad_token_id == pad
+
+
+def test_use_cache_goes_only_to_a_forward_that_takes_it():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(14))
+            self.config = type("Config", (), {"pad_token_id": 0, "vocab_size": 40, "model_type": "encoder"})()
+
+        def forward(self, input_ids, attention_mask):
+            total = (input_ids * attention_mask).sum(1, keepdim=True).float()
+            return type("Output", (), {"logits": total * self.weight})()
+
+    assert classify_batch(Encoder(), [[3], [1, 2]]) == [[pytest.approx(0.9526, abs=1e-4)] * 14] * 2
+
+
+def test_labels_are_found_by_their_names_in_any_order():
+    turned = dict(enumerate(reversed(LABELS)))
+    assert label_places(turned, "m") == list(range(13, -1, -1))
+    assert label_places({i: f"LABEL_{i}" for i in range(14)}, "m") == list(range(14))
+    for wrong in ({**turned, 3: "weather"}, {**turned, 3: turned[4]}, {i: f"LABEL_{13 - i}" for i in range(14)}):
+        with pytest.raises(UserError, match=r"id2label.*expected Beaver-Dam's, in any order: animal_abuse") as error:
+            label_places(wrong, "m")
+        assert "\n" not in str(error.value)
+
+
+def test_a_model_with_its_labels_in_another_order_gives_the_same_named_probabilities(
+    tiny_classifier, tmp_path, answers
+):
+    """The order was assumed: a probability stood under another label's name."""
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    order = torch.randperm(14)
+    model = LlamaForSequenceClassification.from_pretrained(tiny_classifier)
+    model.score.weight.data = model.score.weight.data[order]
+    model.config.id2label = {i: LABELS[int(place)] for i, place in enumerate(order)}
+    model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+    shutil.copytree(tiny_classifier, tmp_path / "turned")
+    model.save_pretrained(tmp_path / "turned")
+    expected = ModerationModel(str(tiny_classifier)).score(answers[:3])
+    found = ModerationModel(str(tmp_path / "turned")).score(answers[:3])
+    for a, b in zip(found, expected, strict=True):
+        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)

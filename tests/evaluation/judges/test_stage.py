@@ -7,25 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from judged_answers import LABELLED, QUESTION
+from openai_server import ScriptedServer
 from toys import REPOSITORY
 
+from guardrail.core.cli import Parser
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
-from guardrail.evaluation.judges import stage
+from guardrail.evaluation import judges
+from guardrail.evaluation.judges import make_judge, stage
 from guardrail.evaluation.judges.__main__ import main as judging_main
 from guardrail.evaluation.judges.answers import load_answers
 from guardrail.evaluation.judges.panel import agreement, majority
-from guardrail.evaluation.judges.settings import JudgeSettings
 from guardrail.evaluation.judges.stage import judge_file, load_judgements
 
 SCHEMA = json.loads((REPOSITORY / "configs/schemas/judgements.schema.json").read_text())
 
 
 def settings(judge, classifier=None, **options):
-    return JudgeSettings(judge, moderation_model=str(classifier), figure=False, **options).check()
+    return make_judge(judge, {"moderation_model": str(classifier), "figure": False, **options})
 
 
 def checked(path):
@@ -50,7 +55,7 @@ def test_beaver_dam_file_has_everything_and_is_reused(results_file, tiny_classif
     assert summary["truncated_percent"] > 0 and summary["n_windowed"] > 0
     assert summary["harmfulness_score_windows_percent"] >= summary["harmfulness_score_percent"]
 
-    monkeypatch.setattr(stage, "run_judge", lambda *_: pytest.fail("an unchanged file was judged again"))
+    monkeypatch.setattr(stage, "judge_answers", lambda *_: pytest.fail("an unchanged file was judged again"))
     again = judge_file(results_file, settings("beaver_dam", tiny_classifier, windows=True, max_length=64))
     assert again["reused"] is True
     with pytest.raises(pytest.fail.Exception):
@@ -166,6 +171,112 @@ def test_files_without_answers_are_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"judgements": [', "[]", "{}", '{"judgements": [], "summary": {"judge": "x"}, "run": {}}', '"text"']
+)
+def test_a_file_of_that_name_that_is_no_judgement_file_is_not_written_over(results_file, content):
+    """A list in its place was a traceback."""
+    file = results_file.parent / "key-word.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"key-word\.json(, line 1: not| is no)") as error:
+        judge_file(results_file, settings("key_word"))
+    assert "\n" not in str(error.value) and file.read_text() == content
+    assert judge_file(results_file, settings("key_word"), overwrite=True)["n"] == len(LABELLED)
+
+
+NAMES = (
+    *("results", "rows", "run", "data", "id", "sample", "question", "completion", "prefill", "category"),
+    *("prompt", "response", "conversation", "role", "content"),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(NAMES),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=14,
+)
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=4) | JSON})
+ROW = st.fixed_dictionaries(
+    {"question": st.text(max_size=4), "completion": st.text(max_size=4)},
+    optional={
+        "id": JSON,
+        "sample": JSON,
+        "prefill": JSON,
+        "category": JSON,
+        "conversation": st.lists(TURN, max_size=3),
+    },
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@given(
+    document=JSON | st.lists(ROW | JSON, max_size=3) | st.fixed_dictionaries({"results": st.lists(ROW), "run": JSON})
+)
+def test_any_json_is_answers_or_one_line(tmp_path_factory, document):
+    """Whatever is read can be judged and written; the rest is refused with its place."""
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "a.json").write_text(json.dumps(document))
+    try:
+        source = load_answers(folder / "a.json", include_prefill=True)
+    except UserError as error:
+        assert "a.json" in str(error) and "\n" not in str(error)
+        return
+    done = judge_file(folder / "a.json", settings("key_word"))
+    assert done["n"] == len(source.answers)
+    checked(done["judgements"])
+
+
+def test_odd_texts_are_judged(results_file, tiny_classifier):
+    """Line separators of Unicode, control characters, a very long word: every judge gives a row."""
+    document = read_json(results_file)
+    odd = ["a\u2028b\u0085c\x00", "\U0001f600" * 50, "w" * 20_000]
+    for row, text in zip(document["results"], odd, strict=False):
+        row["completion"], row["category"] = text, text[:3]
+    results_file.write_text(json.dumps(document))
+    for name in ("key_word", "beaver_dam"):
+        rows = checked(judge_file(results_file, settings(name, tiny_classifier))["judgements"])["judgements"]
+        assert len(rows) == len(LABELLED) and rows[0]["category"] == "a\u2028b"
+
+
+def test_judging_after_a_generation_on_several_ranks_is_done_by_the_first_alone(results_file, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with ScriptedServer(lambda *_: "Rating: [[2]]") as server:
+        done = judge_file(results_file, settings("openai", judge_base_url=server.base_url))
+    assert done["judge_error_percent"] == 0 and done["n"] == len(LABELLED)
+
+
+def test_a_key_holds_what_decides_and_nothing_else():
+    def key(name, **options):
+        return settings(name, "m", **options).identity()
+
+    for name in ("key_word", "beaver_dam", "guard"):
+        assert key(name) == key(name, judge_batch_tokens=7, figure=True, judge_concurrency=2)
+        assert key(name) != key(name, include_prefill=True)
+        assert key(name) != key(name, coherence_model="c", max_perplexity=9.0)
+    assert key("key_word") == key("key_word", judge_dtype="float16", threshold=0.2, moderation_model="other")
+    for name, option in (("threshold", 0.2), ("max_length", 64), ("windows", True), ("judge_dtype", "float16")):
+        assert key("beaver_dam") != key("beaver_dam", **{name: option})
+
+
+def test_every_judge_is_known_by_its_name_and_shares_no_option_by_accident():
+    for name in judges.JUDGES:
+        kind = judges.options(name)
+        assert kind.name == name and judges.file_name(name) == kind.file_name
+    assert len({judges.file_name(name) for name in judges.JUDGES}) == len(judges.JUDGES)
+    parser = Parser()
+    judges.add_judge_flags(parser)
+    defaults = vars(parser.parse_args([]))
+    assert judges.take_judge("none", dict(defaults)) is None
+    left = {**defaults, "other": 1}
+    assert judges.take_judge("panel", left) == make_judge("panel") and left == {"other": 1}
+
+
 def test_nothing_of_an_answer_reaches_the_console(results_file, tiny_classifier, capfd):
     judge_file(results_file, settings("panel", tiny_classifier))
     assert "moonstone" not in "".join(capfd.readouterr())
@@ -206,7 +317,7 @@ def test_perplexity_marks_what_a_reference_model_does_not_expect(results_file, t
 
     options = settings("key_word", coherence_model=str(tiny_model), max_perplexity=1.0)
     answers = load_answers(results_file).answers
-    found = answer_perplexities(answers, options)
+    found = answer_perplexities(answers, str(tiny_model))
     model = load_causal_lm(str(tiny_model), "float32")
     head = [0, *tiny_tokenizer(answers[0].question + "\n", add_special_tokens=False)["input_ids"]]
     tail = tiny_tokenizer(answers[0].text, add_special_tokens=False)["input_ids"]
@@ -222,5 +333,6 @@ def test_perplexity_marks_what_a_reference_model_does_not_expect(results_file, t
 
 def test_help_is_quick_and_needs_no_torch():
     modules = "guardrail.evaluation.judges.__main__, guardrail.evaluation.compare"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    names = "from guardrail.evaluation import judges; [judges.file_name(n) for n in judges.JUDGES]"
+    code = f"import sys, {modules}; {names}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=30).returncode == 0

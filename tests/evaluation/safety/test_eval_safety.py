@@ -179,7 +179,7 @@ def test_judging_on_the_spot_happens_after_the_results_are_saved(flags, tmp_path
         raise RuntimeError("judge crashed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "run_judge", crash)
+        patch.setattr(stage, "judge_answers", crash)
         with pytest.raises(RuntimeError, match="judge crashed"):
             load_entry_point().main(judged)
     headline = load_entry_point().main(judged)
