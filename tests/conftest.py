@@ -23,6 +23,35 @@ hypothesis.settings.register_profile("project", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("project")
 
 
+LONGEST_FIRST = (
+    "tests/training",
+    "tests/study/test_workflow.py",
+    "tests/sandbox",
+    "tests/evaluation",
+    "tests/generation",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for ``pytest -n N --dist loadgroup``: a file stays in one process, as its fixtures are made once.
+
+    The files of tests/training share a chain of trainings. What takes longest comes first, so that no process is left
+    with it at the end.
+    """
+
+    def group(item: pytest.Item) -> str:
+        path = item.path.relative_to(item.config.rootpath).as_posix()
+        return "tests/training" if path.startswith("tests/training/") else path
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONGEST_FIRST) if group(item).startswith(start)), len(LONGEST_FIRST))
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=rank)
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """`../shared/data`; the test skips with a reason where it is absent."""
