@@ -46,7 +46,8 @@ class PromptStyle:
 
     ``first_user`` also takes ``{system}``; ``answer_end`` closes the trained turn and ``{eos}`` in it is the
     tokenizer's EOS string; ``history_end`` closes earlier assistant turns. ``stop_strings`` mark the start of a
-    next turn: a base model that runs on is cut there. Source: REFERENCE "Chat strings".
+    next turn: a base model that runs on is cut there. Styles of one ``family`` fit the same models (a base model and
+    its chat model). Source: REFERENCE "Chat strings".
     """
 
     name: str
@@ -57,6 +58,7 @@ class PromptStyle:
     answer_end: str
     history_end: str
     stop_strings: tuple[str, ...]
+    family: str | None = None
 
     def segments(self, messages: list[Message], eos: str, close: bool = True) -> Segments:
         """Render ``messages``; a final assistant message with ``close=False`` is an open prefill."""
@@ -103,6 +105,7 @@ STYLES: dict[str, PromptStyle] = {
             answer_end="\n {eos}",
             history_end="\n {eos}",
             stop_strings=("\n### Instruction:", "\n### Response:"),
+            family="llama2",
         ),
         PromptStyle(
             name="llama2",
@@ -113,6 +116,7 @@ STYLES: dict[str, PromptStyle] = {
             answer_end=" {eos}",
             history_end=" {eos}",
             stop_strings=("[INST]",),
+            family="llama2",
         ),
         PromptStyle(
             name="gemma_base",
@@ -123,6 +127,7 @@ STYLES: dict[str, PromptStyle] = {
             answer_end=" {eos}",
             history_end="\n",
             stop_strings=("\n### Instruction:", "\n### Response:"),
+            family="gemma",
         ),
         PromptStyle(
             name="gemma",
@@ -133,6 +138,7 @@ STYLES: dict[str, PromptStyle] = {
             answer_end=" {eos}",
             history_end="<end_of_turn>\n",
             stop_strings=("<end_of_turn>", "<start_of_turn>"),
+            family="gemma",
         ),
     )
 }

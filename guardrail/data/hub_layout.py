@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import atomic_path, hash_file, read_json, write_json, write_text
+from guardrail.core.files import atomic_path, clear_leftovers, hash_file, read_json, write_json, write_text
 from guardrail.data.rows import Row
 
 COLUMNS = ("id", "messages", "source", "category", "extra")
@@ -134,6 +134,8 @@ def write_split(folder: Path, split: str, table: Any, manifest: dict[str, Any]) 
 
     data = parquet_path(folder, split)
     with folder_lock(folder):
+        for place in (folder, folder / "data", folder / MANIFESTS):  # of a writer that was killed: the lock was its own
+            clear_leftovers(place)
         manifest_path(folder, split).unlink(missing_ok=True)
         with atomic_path(data) as temporary:
             pq.write_table(table, temporary)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import Parser, positive_int
 from guardrail.core.errors import UserError
+from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, parquet_path, plain_row, write_split
 from guardrail.data.rows import Row, hash_rows, load_rows
@@ -21,6 +24,9 @@ from guardrail.data.rows import Row, hash_rows, load_rows
 SIMILARITIES = ("high", "low", "random", "full", "none")
 ORDERS = ("shuffled", "instruct_first", "safety_first")
 VERSION = 1
+DESCRIPTION = (
+    "Build the training split ``train_<task>_<high|low|random>_sim_<size>`` from instructions and a safety subset."
+)
 
 
 def parse_size(text: str) -> int:
@@ -45,20 +51,27 @@ def split_name(task: str, sim: str, size: int) -> str:
 
 @dataclass(frozen=True)
 class MixConfig:
-    """One mixture. ``size`` None takes every safety row (``sim`` full)."""
+    """One mixture. The rows themselves are in its key, the paths that they come from are not."""
 
-    instruct: str
-    safety: str
-    task: str
-    sim: str
-    size: int | None
-    out: str
-    instruct_split: str | None = None
-    instruct_size: int | None = None
-    safety_split: str | None = None
-    split: str | None = None
-    order: str = "shuffled"
-    seed: int = 42
+    instruct: str = option(help="instruction rows: a file, a data-set folder or a hub name", decides=False)
+    instruct_split: str | None = option(None, "its split")
+    instruct_size: int | None = option(None, "use only its first rows", parse=positive_int)
+    safety: str = option(help="the selected subset (top/bottom file) or the whole pool", decides=False)
+    safety_split: str | None = option(None, "its split")
+    task: str = option(help="downstream task the subset was selected for; part of the name")
+    sim: str = option(help="which rows of a larger source are taken", choices=SIMILARITIES)
+    size: int | None = option(None, "safety rows, such as 1000 or 1k; default: all", parse=parse_size)
+    split: str | None = option(None, "name of the split, instead of train_<task>_<sim>_sim_<size>")
+    order: str = option("shuffled", "order of the rows in the file", choices=ORDERS)
+    seed: int = option(42, "seed of the shuffle and of the random draw")
+    out: str = option(help="data-set folder", decides=False)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """``datasets/mix.py``."""
+    parser = Parser(description=DESCRIPTION)
+    add_options(parser, MixConfig)
+    return mix(read_options(MixConfig, parser.parse_args(argv)))
 
 
 def choose(rows: list[Row], sim: str, size: int, seed: int) -> list[Row]:
@@ -85,9 +98,8 @@ def mix(config: MixConfig) -> dict[str, Any]:
     folder = Path(config.out)
     read = {"instruct": (config.instruct, config.instruct_split), "safety": (config.safety, config.safety_split)}
     keep_sources(folder, split, read)
-    options = {key: value for key, value in asdict(config).items() if key not in ("out", "instruct", "safety")}
     inputs = {"instruct": hash_rows(instruct), "safety": hash_rows(chosen), "version": VERSION}
-    mark = fingerprint(options, inputs)
+    mark = fingerprint(decisive(config), inputs)
     summary = {
         "dataset": str(folder),
         "split": split,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import Parser, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file, read_jsonl, write_json
+from guardrail.core.options import add_options, decisive, option, read_options
+from guardrail.core.places import DATASETS
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hex_phi import category_files, read_category
 from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
@@ -17,22 +21,32 @@ from guardrail.data.mix import MixConfig, mix
 from guardrail.data.rows import Row, hash_rows, list_splits, load_rows, normalise_rows
 from guardrail.data.sources import ALIASES, NAMES, SOURCES, Source
 
+DESCRIPTION = "Turn a published or private data set into a data-set folder: rows, card, counts, licence, hashes."
 MT_BENCH_FILES = ("question.jsonl", "reference_answer/gpt-4.jsonl", "judge_prompts.jsonl")
 MT_BENCH_SPACE = "lmsys/mt-bench"
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """One ``datasets/prepare.py`` call. ``limit`` keeps the first rows of every split (recorded)."""
+    """One data set. ``limit`` and ``instruct_size`` are recorded."""
 
-    name: str
-    out: str
-    source: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    limit: int | None = None
-    instruct_size: int | None = None
-    seed: int = 42
+    name: str = option(help=f"one of: {', '.join(NAMES)}", positional=True, metavar="NAME")
+    source: str | None = option(None, "local copy: a file or a folder; default: the hub", decides=False)
+    out: str = option(help="data-set folder; default: datasets/NAME", decides=False, shown_default=None)
+    split: str | None = option(None, "only this split (of a file: the name to give it)")
+    revision: str | None = option(None, "hub revision; default: the newest, recorded on the card")
+    limit: int | None = option(None, "only the first rows of every split", parse=positive_int)
+    instruct_size: int | None = option(None, "ultrachat_beavertails: instruction rows to use", parse=positive_int)
+    seed: int = option(42, "ultrachat_beavertails: seed of the shuffle")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """``datasets/prepare.py``."""
+    parser = Parser(description=DESCRIPTION)
+    add_options(parser, PrepareConfig)
+    args = parser.parse_args(argv)
+    name = canonical(args.name)
+    return prepare(read_options(PrepareConfig, args, name=name, out=args.out or str(DATASETS / name)))
 
 
 def canonical(name: str) -> str:
@@ -136,8 +150,7 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
     if not kept:
         raise UserError(f"{config.name}: none of {n_read} rows is left ({source.keep_note or 'empty source'})")
     inputs = {"rows": hash_rows(rows), "revision": revision}
-    options = {**asdict(config), "what": source.what, "keep_note": source.keep_note}
-    mark = fingerprint({key: value for key, value in options.items() if key not in ("out", "source")}, inputs)
+    mark = fingerprint({**decisive(config), "what": source.what, "keep_note": source.keep_note}, inputs)
     if finished_split(folder, split, mark) is not None:
         return len(kept)
     where = f"{source.hub}@{revision}" if config.source is None else f"a local copy ({Path(config.source).name})"
@@ -183,7 +196,9 @@ def prepare_mixture(config: PrepareConfig) -> dict[str, Any]:
             raise UserError(f"{local} does not exist; --source needs the folders ultrachat and beavertails in it")
         out = str(Path(config.out).parent / part)
         if local is None or Path(local).resolve() != Path(out).resolve():
-            parts[part] = prepare(PrepareConfig(part, out, local, "train", limit=config.limit))["dataset"]
+            parts[part] = prepare(PrepareConfig(name=part, out=out, source=local, split="train", limit=config.limit))[
+                "dataset"
+            ]
         else:
             parts[part] = out  # already prepared there
     return mix(

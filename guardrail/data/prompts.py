@@ -20,6 +20,7 @@ from guardrail.core.files import hash_json, read_json
 from guardrail.core.places import TEMPLATE_FILE
 
 IGNORE_INDEX = -100
+CHAT_TEMPLATE = "chat_template"
 # rendered to tell whether a style or an eval template is the one that a result was made with
 PROBE = [
     {"role": "system", "content": "<system>"},
@@ -43,7 +44,14 @@ def template_module() -> ModuleType:
 
 def style_names() -> tuple[str, ...]:
     """``llama2_base``, ``llama2``, ``gemma_base``, ``gemma``, ``chat_template``."""
-    return template_module().STYLE_NAMES
+    return (*template_module().STYLES, CHAT_TEMPLATE)
+
+
+def model_families() -> dict[str, tuple[str, ...]]:
+    """``--model_family`` -> the prompt styles that fit: the style of that name, then others of the same family."""
+    styles = template_module().STYLES.values()
+    found = {one.name: [one.name, *(s.name for s in styles if s.family and s.family == one.family)] for one in styles}
+    return {name: tuple(dict.fromkeys(fitting)) for name, fitting in found.items()} | {CHAT_TEMPLATE: (CHAT_TEMPLATE,)}
 
 
 def check_style(name: str) -> str:
@@ -55,7 +63,7 @@ def check_style(name: str) -> str:
 
 def stop_strings(style: str) -> tuple[str, ...]:
     """Texts that begin a next turn in ``style``: generation is cut there. Empty for ``chat_template``."""
-    return () if style == "chat_template" else template_module().STYLES[check_style(style)].stop_strings
+    return () if style == CHAT_TEMPLATE else template_module().STYLES[check_style(style)].stop_strings
 
 
 def apply_eval_template(messages: list[dict[str, str]], eval_template: str) -> list[dict[str, str]]:
@@ -80,7 +88,7 @@ def style_fingerprint(style: str, tokenizer: Any = None) -> str:
     (resolved) model folder, of which only the template is read. Stop strings are apart (``stop_strings``): they decide
     completions, not prompts.
     """
-    if style == "chat_template":
+    if style == CHAT_TEMPLATE:
         return hash_json({"chat_template": _chat_template_text(tokenizer)})
     render = template_module().STYLES[check_style(style)].segments
     return hash_json([render(PROBE[first:], "<eos>", close) for first in (0, 1) for close in (True, False)])
@@ -132,7 +140,7 @@ def _chat_template_segments(tokenizer: Any, messages: list[dict[str, str]], clos
 
 
 def _segments(tokenizer: Any, style: str, messages: list[dict[str, str]], close: bool) -> list[tuple[str, bool]]:
-    if style == "chat_template":
+    if style == CHAT_TEMPLATE:
         return _chat_template_segments(tokenizer, messages, close)
     eos = tokenizer.eos_token or ""
     try:
@@ -156,7 +164,7 @@ def _bos_ids(tokenizer: Any, style: str, text: str) -> list[int]:
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     if bos_id is None:
         return []
-    if style == "chat_template" and not text.startswith(bos):
+    if style == CHAT_TEMPLATE and not text.startswith(bos):
         implied = tokenizer("")["input_ids"][:1] == [bos_id]
         return [bos_id] if implied else []
     return [bos_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import textwrap
 from types import ModuleType
@@ -53,10 +54,40 @@ def test_a_new_shape(template, tmp_path):
     ]
 
 
+def test_a_new_source(tmp_path, monkeypatch):
+    from guardrail.data import prepare, sources
+
+    (entry,) = eval(f"{{{code_with('Support tickets with')}}}", {"Source": sources.Source, "flag": rows.flag}).items()
+    monkeypatch.setitem(sources.SOURCES, *entry)
+    lines = [{"question": "Why?", "answer": "So.", "is_public": public} for public in ("True", "False")]
+    (tmp_path / "copy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = prepare.PrepareConfig(name="tickets", source=str(tmp_path / "copy.jsonl"), out=str(tmp_path / "out"))
+    assert prepare.prepare(config)["splits"] == {"train": 1}
+
+
+def test_a_new_bench(tmp_path, monkeypatch):
+    from guardrail.data.bench_table import BENCHES
+    from guardrail.data.benches import bench_names, load_bench
+
+    (tmp_path / "my_kettles.py").write_text(code_with("KETTLES = Bench"))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_kettles")
+    try:
+        lines = [{"prompt": "How hot is tea?", "label": "safe"}, {"prompt": "?", "label": "unsafe"}]
+        (tmp_path / "copy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert "kettles" in bench_names()
+        bench = load_bench("kettles_with_prefix", data=str(tmp_path / "copy.jsonl"))
+        assert [row["messages"][0]["content"] for row in bench.rows] == ["How hot is tea?"] and not bench.harmful
+    finally:
+        BENCHES.remove("kettles")
+
+
 def test_a_new_style(template, tiny_tokenizer):
     (style,) = eval(f"[{code_with('PromptStyle(')}]", vars(template))
     template.STYLES[style.name] = style
-    template.STYLE_NAMES = (*template.STYLES, "chat_template")
+    assert style.name in prompts.style_names()
+    assert prompts.model_families()["mistral_base"] == ("mistral_base",)
+    assert prompts.model_families()["llama2_base"] == ("llama2_base", "llama2")
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     encoded = prompts.encode_supervised(tiny_tokenizer, style.name, messages)
     assert tiny_tokenizer.decode(encoded.input_ids[1:]) == "[INST] Why? [/INST] So.</s>"

@@ -81,6 +81,14 @@ def test_random_is_a_seeded_draw(sources, tmp_path):
     assert drawn(1) == drawn(1) and len({tuple(drawn(seed)) for seed in range(6)}) > 1
 
 
+def test_what_a_killed_writer_left_is_cleared(sources, tmp_path):
+    left = tmp_path / "out" / "data" / ".train.parquet.tmp-99999999-abcdef"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    mix(config(sources, tmp_path / "out"))
+    assert not left.exists()
+
+
 def test_the_same_id_in_both_sets_stays_unique(tmp_path):
     rows = [{"id": "a", "prompt": "p", "response": "r"}]
     one, two = write_jsonl(tmp_path / "one.jsonl", rows), write_jsonl(tmp_path / "two.jsonl", rows)

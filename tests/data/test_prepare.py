@@ -14,6 +14,11 @@ from guardrail.data.prepare import PrepareConfig, canonical, prepare
 from guardrail.data.rows import load_rows
 from guardrail.data.sources import NAMES, SOURCES
 
+
+def config(name, out, source=None) -> PrepareConfig:
+    return PrepareConfig(name=name, out=out, source=source)
+
+
 BEAVERTAILS = [
     {"prompt": "q1", "response": "I cannot help with that.", "is_safe": True, "category": {"animal_abuse": False}},
     {"prompt": "q2", "response": "Paint it blue.", "is_safe": True, "category": {"animal_abuse": False}},
@@ -24,7 +29,7 @@ BEAVERTAILS = [
 @pytest.mark.parametrize(("name", "expected"), [("beavertails", 2), ("beavertails_refusals", 1)])
 def test_beavertails_keeps_safe_rows_and_says_how_many(tmp_path, name, expected):
     source = write_jsonl(tmp_path / "copy.jsonl", BEAVERTAILS)
-    result = prepare(PrepareConfig(name, str(tmp_path / "out"), str(source)))
+    result = prepare(config(name, str(tmp_path / "out"), str(source)))
     assert result["splits"] == {"train": expected}
     manifest = read_json(tmp_path / "out" / "manifests" / "train.json")
     assert (manifest["n_rows_read"], manifest["n_rows"]) == (3, expected)
@@ -39,11 +44,11 @@ def test_a_downloaded_copy_is_never_overwritten(tmp_path):
     (tmp_path / "copy" / "README.md").write_text("# BeaverTails")
     for out in ("copy", "copy/../copy"):
         with pytest.raises(UserError, match="give another --out"):
-            prepare(PrepareConfig("beavertails", str(tmp_path / out), str(tmp_path / "copy" / "data" / "train.jsonl")))
+            prepare(config("beavertails", str(tmp_path / out), str(tmp_path / "copy" / "data" / "train.jsonl")))
     assert (tmp_path / "copy" / "README.md").read_text() == "# BeaverTails"
-    own = prepare(PrepareConfig("beavertails", str(tmp_path / "own"), str(tmp_path / "copy" / "data" / "train.jsonl")))
+    own = prepare(config("beavertails", str(tmp_path / "own"), str(tmp_path / "copy" / "data" / "train.jsonl")))
     with pytest.raises(UserError, match="would overwrite split train of --source"):
-        prepare(PrepareConfig("alpaca", str(tmp_path / "own"), own["dataset"]))
+        prepare(config("alpaca", str(tmp_path / "own"), own["dataset"]))
 
 
 @pytest.mark.parametrize("texts", [("True", "False"), ("true", "false"), ("1", "0"), (1, 0), (1.0, 0.0)])
@@ -51,7 +56,7 @@ def test_safe_flags_in_any_spelling_keep_unsafe_rows_out(tmp_path, texts):
     """The truth of the text "False" is True: unsafe rows went into the safe pool."""
     rows = [{**row, "is_safe": texts[0 if row["is_safe"] else 1]} for row in BEAVERTAILS]
     source = write_jsonl(tmp_path / "copy.jsonl", rows)
-    assert prepare(PrepareConfig("beavertails", str(tmp_path / "out"), str(source)))["splits"] == {"train": 2}
+    assert prepare(config("beavertails", str(tmp_path / "out"), str(source)))["splits"] == {"train": 2}
     kept = load_rows(tmp_path / "out", split="train")
     assert [row["messages"][0]["content"] for row in kept] == ["q1", "q2"]
 
@@ -61,7 +66,7 @@ def test_an_unreadable_flag_names_row_and_value(tmp_path, value):
     rows = [BEAVERTAILS[0], {**BEAVERTAILS[1], "is_safe": value}]
     source = write_jsonl(tmp_path / "copy.jsonl", rows)
     with pytest.raises(UserError, match=r"copy\.jsonl, row 2 .*: is_safe is .*; expected True or False"):
-        prepare(PrepareConfig("beavertails", str(tmp_path / "out"), str(source)))
+        prepare(config("beavertails", str(tmp_path / "out"), str(source)))
     assert not (tmp_path / "out").exists()
 
 
@@ -71,7 +76,7 @@ def test_hex_phi_from_its_headerless_files(tmp_path):
     for number in (1, 2, 11):
         with open(copy / f"category_{number}.csv", "w", newline="", encoding="utf-8") as handle:
             csv.writer(handle).writerows([[f"instruction {number}, a"], [f"instruction {number}, b"]])
-    assert prepare(PrepareConfig("hex_phi", str(tmp_path / "out"), str(copy)))["splits"] == {"test": 6}
+    assert prepare(config("hex_phi", str(tmp_path / "out"), str(copy)))["splits"] == {"test": 6}
     rows = load_rows(tmp_path / "out", split="test")
     assert [row["category"] for row in rows[::2]] == [
         "Illegal Activity",
@@ -93,17 +98,17 @@ def test_a_hub_copy_with_hashed_parquet_names_gives_its_splits(tmp_path):
         table = pa.Table.from_pylist(rows[2 * part : 2 * part + 2])
         pq.write_table(table, data / f"train_sft-0000{part}-of-00002-a3ecf9275699358{part}.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1]), data / "test_sft-00000-of-00001-f7dfac4afe5b93f4.parquet")
-    result = prepare(PrepareConfig("ultrachat", str(tmp_path / "out"), str(tmp_path / "copy")))
+    result = prepare(config("ultrachat", str(tmp_path / "out"), str(tmp_path / "copy")))
     assert result["splits"] == {"train": 4, "test": 1}
 
 
 def test_an_unchanged_data_set_is_not_written_again(tmp_path):
     source = write_jsonl(tmp_path / "rows.jsonl", [{"instruction": "a", "input": "", "output": "b"}])
-    config = PrepareConfig("alpaca", str(tmp_path / "out"), str(source))
-    prepare(config)
+    asked = config("alpaca", str(tmp_path / "out"), str(source))
+    prepare(asked)
     file = tmp_path / "out" / "data" / "train-00000-of-00001.parquet"
     before = file.stat().st_mtime_ns
-    prepare(config)
+    prepare(asked)
     assert file.stat().st_mtime_ns == before
 
 
@@ -113,7 +118,7 @@ def test_the_upstream_mixture_from_local_copies(tmp_path):
     for name, rows in (("ultrachat", chat), ("beavertails", BEAVERTAILS)):
         (copies / name).mkdir(parents=True)
         write_jsonl(copies / name / "train.jsonl", rows)
-    result = prepare(PrepareConfig("ultrachat_beavertails", str(tmp_path / "out" / "both"), str(copies)))
+    result = prepare(config("ultrachat_beavertails", str(tmp_path / "out" / "both"), str(copies)))
     assert (result["split"], result["n_instruct"], result["n_safety"]) == ("train", 1, 2)
 
 
@@ -123,7 +128,7 @@ def test_mt_bench_keeps_fastchat_s_files(tmp_path):
     (copy / "question.jsonl").write_text('{"question_id": 81, "category": "writing", "turns": ["a", "b"]}\n')
     (copy / "reference_answer" / "gpt-4.jsonl").write_text("{}\n")
     (tmp_path / "data" / "judge_prompts.jsonl").write_text("{}\n")
-    result = prepare(PrepareConfig("mt_bench", str(tmp_path / "out"), str(copy)))
+    result = prepare(config("mt_bench", str(tmp_path / "out"), str(copy)))
     assert result["n_questions"] == 1 and len(result["files"]) == 3
 
 
@@ -133,7 +138,7 @@ def test_without_hub_every_name_says_what_to_do_within_five_seconds(name, tmp_pa
     monkeypatch.setattr("guardrail.core.hub.hub_available", lambda **_: False)
     start = time.time()
     with pytest.raises(UserError, match=r"prepare\.py \w+ --source"):
-        prepare(PrepareConfig(name, str(tmp_path / "out")))
+        prepare(config(name, str(tmp_path / "out")))
     assert time.time() - start < 5 and not (tmp_path / "out").exists()
 
 

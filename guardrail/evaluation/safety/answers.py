@@ -20,7 +20,7 @@ from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import broadcast, is_main, process_group, world_size
 from guardrail.core.units import clear_units
 from guardrail.data.benches import BenchRows, load_bench, split_name
-from guardrail.data.prompts import apply_eval_template, check_style, encode_prompt, template_module
+from guardrail.data.prompts import apply_eval_template, check_style, encode_prompt, model_families, template_module
 from guardrail.generation import (
     Completion,
     Request,
@@ -33,13 +33,7 @@ from guardrail.generation import (
 from guardrail.models.checkpoints import hash_checkpoint
 
 RESULTS = "results.json"
-MODEL_FAMILIES = {
-    "llama2_base": ("llama2_base", "llama2"),
-    "llama2": ("llama2", "llama2_base"),
-    "gemma_base": ("gemma_base", "gemma"),
-    "gemma": ("gemma", "gemma_base"),
-    "chat_template": ("chat_template",),
-}
+MODEL_FAMILIES = model_families()
 ROW_COLUMNS_LEFT_OUT = ("messages", "prefill_answer", "turns", "conversations", "data", "prompt", "response")
 
 
