@@ -15,6 +15,7 @@ from guardrail.core.files import atomic_path, read_json, require_free_space, wri
 from guardrail.core.ranks import barrier, is_main, rank, world_size
 from guardrail.models.checkpoints import SLICE
 from guardrail.training.config import SFTConfig
+from guardrail.training.defences import Defence
 
 STATE_FOLDER = "checkpoint"
 STATE_FILE = "state.json"
@@ -50,8 +51,8 @@ def gathered_state_dict(engine: Any) -> dict[str, Any] | None:
     return {name: tensor.detach().cpu() for name, tensor in engine.module.state_dict().items()}
 
 
-def save_weights(engine: Any, tokenizer: Any, config: SFTConfig, name: str = SLICE) -> Path:
-    """Write ``<output_dir>/<name>`` (weights, configuration, tokenizer). Collective."""
+def save_weights(engine: Any, tokenizer: Any, config: SFTConfig, defence: Defence, name: str = SLICE) -> Path:
+    """Write ``<output_dir>/<name>`` (weights as ``defence`` leaves them, configuration, tokenizer). Collective."""
     folder = Path(config.output_dir) / name
     state = gathered_state_dict(engine)
     if is_main():
@@ -63,6 +64,7 @@ def save_weights(engine: Any, tokenizer: Any, config: SFTConfig, name: str = SLI
 
                 state = merged_state_dict(state, config)
                 model = model.get_base_model()
+            state = defence.weights(state)
             cached, model.config.use_cache = model.config.use_cache, True
             model.save_pretrained(temporary, state_dict=state)
             model.config.use_cache = cached

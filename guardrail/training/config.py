@@ -19,6 +19,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json
 from guardrail.core.options import add_options, decisive, option, options_of, read_options
 from guardrail.core.places import DEEPSPEED_FOLDER
+from guardrail.training.defences import make_defence
 
 SCHEDULERS = (
     *("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
@@ -151,6 +152,8 @@ class SFTConfig:
     attn_implementation: str | None = option(
         None, "transformers attention; default: best available", parse=optional_text
     )
+    defence: str = option("none", "what protects the guardrails meanwhile (guardrail/training/defences)")
+    defence_options: tuple[str, ...] = option((), "options of the defence, such as share=0.5,every=10", parse=text_list)
     max_steps: int | None = option(None, "stop after so many optimizer steps", parse=optional_int)
     # LoRA
     use_lora: bool = option(False, "train low-rank adapters (peft)")
@@ -249,6 +252,7 @@ def check_config(config: SFTConfig) -> None:
                 "inference_mode": "adapters in inference mode do not train",
             }.get(item.name, "leave it out")
             raise UserError(f"--{item.name} {getattr(config, item.name)} is not supported by this trainer; {hint}")
+    defence = make_defence(config.defence, config.defence_options)
     check_style(config.prompt_style)
     for name in filter(None, (config.train_template, config.eval_template)):
         if name not in template_module().FORMATTERS:
@@ -264,6 +268,8 @@ def check_config(config: SFTConfig) -> None:
     for name in ("weight_decay", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name)} is negative")
+    if config.save_checkpoint and not defence.resumable:
+        raise UserError(f"--defence {config.defence} cannot go on after a kill; leave out --save_checkpoint True")
     if config.log_type != "none" and importlib.util.find_spec(config.log_type) is None:
         raise UserError(f"--log_type {config.log_type} needs the package {config.log_type}; install it or use none")
     deepspeed_config(config.ds_cfgs)

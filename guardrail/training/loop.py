@@ -17,6 +17,7 @@ from guardrail.core.ranks import rank, world_size
 from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss
 from guardrail.training.config import SFTConfig
 from guardrail.training.data import TokenisedRows
+from guardrail.training.defences import Defence, NoDefence
 from guardrail.training.steps import MicroBatch, Step, deal, plan_epoch
 
 
@@ -43,6 +44,7 @@ class Trainer:
     pad_id: int
     on_log: Callable[[int, list[float], float, Totals], None]
     on_pause: Callable[[int], None]
+    defence: Defence = field(default_factory=NoDefence)
     losses: list[float] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
 
@@ -76,6 +78,7 @@ class Trainer:
                 if step <= start_step:
                     continue
                 unlogged.append(self._step(micro_batches, trained))
+                self.defence.after_step(self.engine, step)
                 if step % self.config.logging_steps == 0 or step == n_steps or step in pauses:
                     self._flush(step, unlogged)
                     unlogged = []
@@ -106,7 +109,10 @@ class Trainer:
                 loss = loss * (world_size() / max(step_tokens, 1))
             else:
                 loss = loss / (batch.targets != -100).sum().clamp(min=1) / n_micro
+            loss = self.defence.loss(loss, self.engine, batch)
             self.engine.backward(loss, scale_wrt_gas=False)
+            if position == n_micro - 1:
+                self.defence.gradients(self.engine)
             self.engine.step()
             total = loss.detach() if total is None else total + loss.detach()
             self.totals.n_real_tokens += batch.n_real_tokens

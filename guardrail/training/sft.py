@@ -33,6 +33,7 @@ from guardrail.data.rows import Row, hash_rows
 from guardrail.models.checkpoints import SLICE, hash_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
+from guardrail.training.defences import make_defence
 
 RUN_FILE = "run.json"
 LOSS_FILE = "losses.jsonl"
@@ -163,7 +164,8 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         train_on=config.train_on,
         cache_dir=config.cache_dir,
     )
-    data = encode(rows)
+    defence = make_defence(config.defence, config.defence_options)
+    data = encode(defence.rows(rows))
     dropped: list[str] = []
     if config.label_mask == "exact":
         data, dropped = drop_untrained(data)
@@ -178,13 +180,14 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     if is_main():
         make_room(output, config.resume)
     attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
-    trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None)
+    trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None, defence)
     per_epoch = trainer.steps_per_epoch()
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
     engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)
     start_step, trainer.losses = checkpoint.load_state(engine, config, mark) if config.resume else (0, [])
     if start_step:
         log(f"resuming after step {start_step} of {n_steps}")
+    defence.begin(engine)
     flops = flops_per_token(loaded.model.config, loaded.n_parameters, float(data.lengths.mean()))
     run_log = RunLog(config, n_steps, flops, start_step)
     log(f"{len(data)} rows, {n_steps} steps on {world_size()} ranks; start-up {time.perf_counter() - started:.1f} s")
@@ -206,7 +209,7 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         if step in states:
             checkpoint.save_state(engine, config, mark, step, trainer.losses)
         if step in weights:
-            checkpoint.save_weights(engine, tokenizer, config, f"slice_{step}")
+            checkpoint.save_weights(engine, tokenizer, config, defence, f"slice_{step}")
         run_log.resume_clock()
 
     trainer.on_log, trainer.on_pause = run_log.train, on_pause
@@ -215,7 +218,7 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     training_started = time.perf_counter()
     losses = trainer.train(n_steps, states | weights | evals, start_step)
     training_sec = time.perf_counter() - training_started
-    folder = checkpoint.save_weights(engine, tokenizer, config)
+    folder = checkpoint.save_weights(engine, tokenizer, config, defence)
     run_log.close()
     summary = {
         "output_dir": str(config.output_dir),

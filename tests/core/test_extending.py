@@ -1,11 +1,12 @@
-"""The examples of docs/extending.md, taken from the page and run: a data shape, a prompt style, a judge."""
+"""The examples of docs/extending.md, taken from the page and run: a data shape, a prompt style, a judge, a defence."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import sys
 import textwrap
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from toys import REPOSITORY
@@ -121,3 +122,28 @@ def test_a_new_judge(tmp_path, monkeypatch):
         assert panel["n"] == 2 and (tmp_path / "length.json").is_file()
     finally:
         judges.JUDGES.remove(name)
+
+
+def test_a_new_defence(monkeypatch):
+    """File and line of the page; the weights of a model that was trained come back by the share that was asked for."""
+    import torch
+
+    from guardrail.training import defences
+
+    module = ModuleType("guardrail.training.defences.pull_back")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code_with("class PullBack"), vars(module))
+    exec(code_with("DEFENCES.add("), vars(defences))
+    try:
+        defence = defences.make_defence("pull_back", ("share=0.25",))
+    finally:
+        defences.DEFENCES.remove("pull_back")
+    model = torch.nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    defence.begin(SimpleNamespace(module=model, zero_optimization_stage=lambda: 0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    saved = defence.weights(model.state_dict())
+    for name, tensor in saved.items():
+        assert torch.allclose(tensor, before[name] + 0.75)
