@@ -146,27 +146,26 @@ def headline(result: dict[str, Any]) -> Headline:
     if main["n_seeds"] == 1:
         return out(
             "one_seed",
-            "One training seed cannot tell high from low similarity. In these checkpoints, when fine-tuned, "
+            "One training seed cannot tell which alignment data last longer. In these checkpoints "
             f"{rose}{split}. {_seeds_needed(main, smallest)}",
         )
     small = all(max(map(abs, entry["interval_points"])) < smallest for entry in (*sizes, *tasks))
     if small:
         return out(
             "too_small",
-            f"High and low similarity differ by less than matters here ({smallest:g} points): after fine-tuning {rose}"
-            f"{split}.",
+            f"The difference is smaller than matters here ({smallest:g} points): when fine-tuned, {rose}{split}.",
         )
     directions = {sign(task["difference_points"]) for task in tasks if task.get("p_value_holm", 1) < SIGNIFICANT}
     if split and (shown(main) or len(directions) > 1):
-        return out("mixed", f"No one answer holds: on average, after fine-tuning, {rose}{split}.")
+        return out("mixed", f"No one answer holds: when fine-tuned, {rose} on average{split}.")
     if not shown(main):
         found = (
-            f"A true difference of {main['minimum_detectable_points']:.1f} points or more would have been found with"
+            f"A true difference of {main['minimum_detectable_points']:.1f} points would have been found with 80% power."
         )
         return out(
             "not_shown",
-            f"No difference in durability between high- and low-similarity alignment data is shown: {rose}{split}. "
-            f"{found} 80% power. {_seeds_needed(main, smallest)}",
+            f"No difference in durability is shown between the two kinds of alignment data: when fine-tuned, {rose}"
+            f"{split}. {found} {_seeds_needed(main, smallest)}",
         )
     direction = sign(main["difference_points"])
     data = f"{worse(direction)[0].capitalize()}-similarity alignment data gave the less durable guardrails"
