@@ -118,13 +118,12 @@ class Units(Generic[T]):
         mine = share(missing)
         with progress(total=sum(len(self.groups[number]) for number in mine), desc=desc, unit=unit) as bar:
             for number in mine:
-                rows: list[dict[str, Any] | None] = list(self.read(number) or [None] * len(self.groups[number]))
-                places = [i for i, row in enumerate(rows) if row is None or not self.final(row)]
+                kept = {i: row for i, row in enumerate(self.read(number) or ()) if self.final(row)}
+                places = [i for i in range(len(self.groups[number])) if i not in kept]
                 done = work([self.groups[number][i] for i in places])
                 assert len(done) == len(places), f"{len(places)} items but {len(done)} rows"
-                for place, row in zip(places, done, strict=True):
-                    rows[place] = row
-                self.write(number, [row for row in rows if row is not None])
+                rows = kept | dict(zip(places, done, strict=True))
+                self.write(number, [rows[i] for i in range(len(rows))])
                 bar.update(len(rows))
         return self.collect()
 

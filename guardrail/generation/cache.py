@@ -19,7 +19,9 @@ class InPlaceLayer(DynamicLayer):
         super().__init__()
         self.capacity = capacity
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:  # not the library's own: its signature changed between versions
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.key_buffer = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))

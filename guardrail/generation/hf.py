@@ -9,155 +9,93 @@ Limits: one device per process (no tensor parallelism: that is vLLM's job); no b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from guardrail.core.cli import log
-from guardrail.core.errors import UserError
-from guardrail.generation.interface import (
-    Completion,
-    Request,
-    SamplingOptions,
-    decode_answer,
-    find_stop,
-    finish_completion,
-    plan_units,
-    row_seed,
-)
-from guardrail.models.loading import load_causal_lm, load_tokenizer
+from guardrail.core.batches import length_batches
+from guardrail.generation.context import context_tokens
+from guardrail.generation.interface import Backend, Completion, Request, decode_answer, eos_ids_of, find_stop, row_seed
+from guardrail.generation.options import SamplingOptions
+from guardrail.models.loading import load_causal_lm
+from guardrail.models.memory import Budget
 
 STOP_CHECK_EVERY_STEPS = 8  # a next-turn marker is looked for this often; the text is cut exactly either way
 COMPACT_BELOW_FRACTION = 0.75  # finished rows leave the batch when fewer than this share still run
 
 
-class HFBackend:
+class HFBackend(Backend):
     """``transformers`` in this process, on this rank's GPU or the CPU."""
 
     name = "hf"
+    many_processes = True
 
     def __init__(
-        self,
-        model_name_or_path: str,
-        torch_dtype: str = "bfloat16",
-        stops: tuple[str, ...] = (),
-        trust_remote_code: bool = False,
-        unit_rows: int = 64,
-        unit_tokens: int = 32768,
-        device: Any = None,
+        self, model_name_or_path: str, torch_dtype: str = "bfloat16", device: Any = None, **common: Any
     ) -> None:
-        self.model_name_or_path = model_name_or_path
+        super().__init__(model_name_or_path, **{"unit_rows": 64, "unit_tokens": 32768, **common})
         self.torch_dtype = torch_dtype
-        self.stops = stops
-        self.trust_remote_code = trust_remote_code
-        self.unit_rows = unit_rows
-        self.unit_tokens = unit_tokens
-        self.row_cap = unit_rows
         self.device = device
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
+        self.budget = Budget(self.unit_tokens, self.unit_rows)
 
     @functools.cached_property
     def model(self) -> Any:
         return load_causal_lm(self.model_name_or_path, self.torch_dtype, self.device, self.trust_remote_code)
 
     @functools.cached_property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends a turn: the tokenizer's EOS and the model's generation configuration's."""
-        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        configured = configured if isinstance(configured, list) else [configured]
-        return tuple(sorted({i for i in (self.tokenizer.eos_token_id, *configured) if i is not None}))
+    def eos_ids(self) -> tuple[int, ...]:  # type: ignore[override]  # a value that is computed once
+        return eos_ids_of(self.tokenizer, getattr(self.model, "generation_config", None))
 
     @functools.cached_property
-    def context_tokens(self) -> int | None:
-        """The model's longest sequence; None when its configuration does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+    def context_tokens(self) -> int | None:  # type: ignore[override]
+        return context_tokens(self.model_name_or_path)
 
     def describe(self) -> dict[str, Any]:
         return {"backend": self.name, "torch_dtype": self.torch_dtype}
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        on_batch: Callable[[list[Completion]], None] | None = None,
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: SamplingOptions) -> list[Completion]:
         """Complete ``requests``; see ``Backend``. Raises ``UserError`` for a prompt as long as the context."""
-        import torch
 
-        out: list[Completion] = []
-        waiting = plan_units(requests, options.max_new_tokens, self.unit_tokens, self.row_cap)[::-1]
-        while waiting:
-            unit = waiting.pop()
-            try:
-                done = self._generate_batch(unit, options)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(unit) == 1:
-                    raise UserError(
-                        f"out of memory with a single row of {len(unit[0].prompt_ids)} prompt tokens and "
-                        f"{options.max_new_tokens} new ones; lower --max_new_tokens or use a smaller dtype"
-                    ) from error
-                half = (len(unit) + 1) // 2
-                done = None
-            if done is None:  # outside the handler: the traceback holds the failed batch's tensors
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                log(f"out of memory with {len(unit)} rows: going on with {half}")
-                self.row_cap = half  # for good: the next batch of this size would fail as well
-                rest = [request for group in [unit, *waiting[::-1]] for request in group]
-                waiting = plan_units(rest, options.max_new_tokens, self.unit_tokens, half)[::-1]
-                continue
-            out += done
-            if on_batch is not None:
-                on_batch(done)
-        return out
+        def too_long(index: int) -> str:
+            return (
+                f"out of memory with a single row of {len(requests[index].prompt_ids)} prompt tokens and "
+                f"{options.max_new_tokens} new ones; lower --max_new_tokens or use a smaller dtype"
+            )
+
+        def compute(rows: list[int]) -> list[Completion]:
+            return self._generate_batch([requests[i] for i in rows], options)
+
+        lengths = [len(request.prompt_ids) + options.max_new_tokens for request in requests]
+        return [one for _, done in self.budget.run(lengths, compute, too_long) for one in done]
 
     def top_next_tokens(self, prompts: Sequence[Sequence[int]], k: int = 20) -> list[list[tuple[int, float]]]:
         """The ``k`` likeliest next tokens of each prompt with their probabilities."""
         import torch
 
-        requests = [Request(str(i), 0, list(prompt)) for i, prompt in enumerate(prompts)]
-        out: list[list[tuple[int, float]]] = [[] for _ in requests]
-        for unit in plan_units(requests, 1, self.unit_tokens, self.row_cap):
-            ids, mask, positions = self._left_padded(unit, 0)
+        out: list[list[tuple[int, float]]] = [[] for _ in prompts]
+        for rows in length_batches([len(prompt) for prompt in prompts], self.budget.tokens, self.unit_rows):
+            ids, mask, positions = self._left_padded([prompts[i] for i in rows], 0)
             with torch.inference_mode():
                 logits = self.model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
                 ).logits[:, -1]
             values, tokens = torch.softmax(logits.float(), -1).topk(min(k, logits.shape[-1]), -1)
-            for request, p, t in zip(unit, values.tolist(), tokens.tolist(), strict=True):
-                out[int(request.id)] = list(zip(t, p, strict=True))
+            for row, p, t in zip(rows, values.tolist(), tokens.tolist(), strict=True):
+                out[row] = list(zip(t, p, strict=True))
         return out
 
-    def _left_padded(self, unit: Sequence[Request], extra: int) -> tuple[Any, Any, Any]:
+    def _left_padded(self, prompts: Sequence[Sequence[int]], extra: int) -> tuple[Any, Any, Any]:
         """Ids and positions ``(B, T)``, mask ``(B, T + extra)`` of left-padded prompts; the mask comes from lengths."""
         import torch
 
         device = next(self.model.parameters()).device
-        B, T = len(unit), max(len(r.prompt_ids) for r in unit)
+        B, T = len(prompts), max(map(len, prompts))
         ids = torch.full((B, T), self.tokenizer.pad_token_id or 0, dtype=torch.long)
         mask = torch.ones((B, T + extra), dtype=torch.long)
-        for i, request in enumerate(unit):
-            ids[i, T - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            mask[i, : T - len(request.prompt_ids)] = 0
+        for i, prompt in enumerate(prompts):
+            ids[i, T - len(prompt) :] = torch.tensor(prompt)
+            mask[i, : T - len(prompt)] = 0
         positions = (mask[:, :T].cumsum(1) - 1).clamp_(min=0)
         return ids.to(device), mask.to(device), positions.to(device)
-
-    def _room(self, unit: Sequence[Request], options: SamplingOptions) -> list[int]:
-        """How many tokens each row may still get: the option, or what the context leaves."""
-        if self.context_tokens is None:
-            return [options.max_new_tokens] * len(unit)
-        room = [min(options.max_new_tokens, self.context_tokens - len(r.prompt_ids)) for r in unit]
-        for request, left in zip(unit, room, strict=True):
-            if left < 1:
-                raise UserError(
-                    f"row {request.id!r}: its prompt has {len(request.prompt_ids)} tokens, the model's context "
-                    f"{self.context_tokens}; shorten the prompt or use a model with a longer context"
-                )
-        return room
 
     def _generate_batch(self, unit: list[Request], options: SamplingOptions) -> list[Completion]:
         import torch
@@ -167,12 +105,12 @@ class HFBackend:
         model = self.model
         device = next(model.parameters()).device
         B = len(unit)
-        room = self._room(unit, options)
+        room = [self.room(request, options) for request in unit]
         T = max(len(r.prompt_ids) for r in unit)
         steps = max(room)
-        eos_ids = set(self.eos_ids)
+        ends = {*self.eos_ids, *self.stop_ids}
 
-        ids, mask, positions = self._left_padded(unit, steps)
+        ids, mask, positions = self._left_padded([r.prompt_ids for r in unit], steps)
         padded = min(len(r.prompt_ids) for r in unit) < T
         next_position = torch.tensor([len(r.prompt_ids) for r in unit], device=device)
         uniforms = _row_uniforms(unit, options, steps).to(device) if options.do_sample else None
@@ -201,7 +139,7 @@ class HFBackend:
                     if not running[row]:
                         continue
                     produced[row].append(value)
-                    ended = value in eos_ids or len(produced[row]) >= room[row]
+                    ended = value in ends or len(produced[row]) >= room[row]
                     if check_stops and not ended:
                         ended = self._has_stop(unit[row], produced[row])
                     running[row] = not ended
@@ -217,10 +155,7 @@ class HFBackend:
                     uniforms = uniforms[index] if uniforms is not None else None
                     alive = [alive[i] for i in keep]
                 next_position = next_position + 1
-        return [
-            finish_completion(self.tokenizer, request, tokens, self.eos_ids, self.stops)
-            for request, tokens in zip(unit, produced, strict=True)
-        ]
+        return [self.finish(request, tokens) for request, tokens in zip(unit, produced, strict=True)]
 
     def _has_stop(self, request: Request, tokens: list[int]) -> bool:
         """Is a next-turn marker in the newest part of the answer? (Older parts were looked at before.)"""
@@ -228,15 +163,6 @@ class HFBackend:
         recent = tokens[-(longest + STOP_CHECK_EVERY_STEPS) :]  # a token decodes to at least one character or nothing
         before = [*request.prompt_ids, *tokens[: len(tokens) - len(recent)]]
         return find_stop(decode_answer(self.tokenizer, before, recent), self.stops) >= 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Did the GPU's or the CPU's allocator run out?"""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _row_uniforms(unit: Sequence[Request], options: SamplingOptions, steps: int) -> Any:

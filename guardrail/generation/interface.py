@@ -10,48 +10,19 @@ Rules that hold for every backend, so that one model gives the same rows on all 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from guardrail.core.batches import length_batches
 from guardrail.core.errors import UserError
+from guardrail.generation.options import SamplingOptions
 
 FINISH_REASONS = ("eos", "stop", "length")
 DETOKENIZER_CONTEXT_TOKENS = 6  # prompt tail decoded along, so that a leading space of the answer survives
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to decode. Greedy unless ``do_sample``; then temperature, top-k (0: off), top-p in the field's order.
-
-    Raises ``UserError`` for values that no backend could honour.
-    """
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.do_sample and not self.temperature > 0:
-            raise UserError(
-                f"temperature {self.temperature} with sampling; expected > 0, or --do_sample False (greedy)"
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p}; expected a number above 0 and at most 1")
-        if self.top_k < 0:
-            raise UserError(f"top_k {self.top_k}; expected 0 (off) or a positive number")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens}; expected at least 1")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The options that can change a completion: with greedy decoding the sampling numbers are left out."""
-        out = dataclasses.asdict(self)
-        return out if self.do_sample else {k: out[k] for k in ("do_sample", "max_new_tokens")}
 
 
 @dataclass(frozen=True)
@@ -89,26 +60,67 @@ class Completion:
         return self.id, self.sample
 
 
-class Backend(Protocol):
-    """A generation engine. Building one is cheap; the model loads at the first ``generate``."""
+class Backend:
+    """A generation engine. Building one is cheap: model and tokenizer load when they are first used.
+
+    Args:
+        model_name_or_path: model folder or hub name; for a server the folder or name whose tokenizer makes the ids.
+        stops: texts that begin a next turn; completions are cut there.
+        unit_rows, unit_tokens: upper limits of one unit of work.
+    """
 
     name: str
-    tokenizer: Any
-    unit_rows: int
-    unit_tokens: int
+    many_processes = False  # True: ranks share the work; False: the engine is parallel itself, under one process
+    eos_ids: tuple[int, ...]
+    context_tokens: int | None
 
-    def generate(
+    def __init__(
         self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        on_batch: Callable[[list[Completion]], None] | None = None,
-    ) -> list[Completion]:
-        """Complete every request exactly once; ``on_batch`` sees finished groups as they come (any order)."""
-        ...
+        model_name_or_path: str,
+        stops: tuple[str, ...] = (),
+        trust_remote_code: bool = False,
+        unit_rows: int = 256,
+        unit_tokens: int = 1 << 40,
+    ) -> None:
+        self.model_name_or_path = model_name_or_path
+        self.stops = stops
+        self.trust_remote_code = trust_remote_code
+        self.unit_rows = unit_rows
+        self.unit_tokens = unit_tokens
 
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        from guardrail.models.loading import load_tokenizer
+
+        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        return special_stop_ids(self.tokenizer, self.stops)
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request], options: SamplingOptions) -> list[Completion]:
+        """Complete every request exactly once, in any order."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What belongs in the run record: engine, versions, dtype, device."""
-        ...
+        """What belongs in the run record: engine, dtype, device."""
+
+    def finish(self, request: Request, token_ids: Sequence[int]) -> Completion:
+        """`finish_completion` with this engine's tokenizer, EOS ids and stops."""
+        return finish_completion(self.tokenizer, request, token_ids, self.eos_ids, self.stops, self.stop_ids)
+
+    def room(self, request: Request, options: SamplingOptions) -> int:
+        """How many tokens the answer may get: the option, or what the context leaves. ``UserError`` when none."""
+        if self.context_tokens is None:
+            return options.max_new_tokens
+        left = min(options.max_new_tokens, self.context_tokens - len(request.prompt_ids))
+        if left < 1:
+            raise UserError(
+                f"row {request.id!r}: its prompt has {len(request.prompt_ids)} tokens, the model's context "
+                f"{self.context_tokens}; shorten the prompt or use a model with a longer context"
+            )
+        return left
 
 
 def row_seed(seed: int, row_id: str, sample: int) -> int:
@@ -126,14 +138,23 @@ def plan_units(
     may exceed it). Longest first: a batch that does not fit in memory shows at once.
     """
     ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.id, r.sample))
-    units: list[list[Request]] = []
-    width = 0
-    for request in ordered:
-        if not units or len(units[-1]) >= unit_rows or (len(units[-1]) + 1) * width > unit_tokens:
-            units.append([])
-            width = len(request.prompt_ids) + max_new_tokens
-        units[-1].append(request)
-    return units
+    lengths = [len(request.prompt_ids) + max_new_tokens for request in ordered]
+    return [[ordered[i] for i in unit] for unit in length_batches(lengths, unit_tokens, unit_rows)]
+
+
+def eos_ids_of(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
+    """Every id that ends an answer: the tokenizer's EOS and those of the model's generation configuration."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (tokenizer.eos_token_id, *configured) if i is not None}))
+
+
+def special_stop_ids(tokenizer: Any, stops: Sequence[str]) -> tuple[int, ...]:
+    """Ids of the stop strings that are one special token: decoding leaves such a token out, so no text shows it."""
+    tokens = tokenizer.get_added_vocab()
+    found = [tokens[stop] for stop in stops if stop in tokens]
+    flags = tokenizer.added_tokens_decoder
+    return tuple(i for i in found if i in tokenizer.all_special_ids or flags[i].special)
 
 
 def decode_answer(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
@@ -159,13 +180,15 @@ def finish_completion(
     token_ids: Sequence[int],
     eos_ids: Sequence[int],
     stop_strings: Sequence[str],
+    stop_ids: Sequence[int] = (),
 ) -> Completion:
-    """Turn raw generated ids into a completion: cut at the first EOS, then at the first stop string."""
+    """Turn raw generated ids into a completion: cut at the first EOS or stop id, then at the first stop string."""
     ids = [int(i) for i in token_ids]
     reason = "length"
-    end = next((i for i, token in enumerate(ids) if token in set(eos_ids)), None)
+    end = next((i for i, token in enumerate(ids) if token in eos_ids or token in stop_ids), None)
     if end is not None:
-        ids, reason = ids[:end], "eos"
+        reason = "eos" if ids[end] in eos_ids else "stop"
+        ids = ids[:end]
     text = decode_answer(tokenizer, request.prompt_ids, ids)
     place = find_stop(text, stop_strings)
     if place >= 0:
@@ -186,7 +209,7 @@ def finish_completion(
         finish_reason=reason,
         n_prompt_tokens=len(request.prompt_ids),
         n_completion_tokens=len(ids),
-        cut_at_stop=place >= 0,
+        cut_at_stop=reason == "stop",
     )
 
 

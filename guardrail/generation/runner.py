@@ -15,7 +15,8 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json
 from guardrail.core.ranks import world_size
 from guardrail.core.units import Units
-from guardrail.generation.interface import Backend, Completion, Request, SamplingOptions, check_complete, plan_units
+from guardrail.generation.interface import Backend, Completion, Request, check_complete, plan_units
+from guardrail.generation.options import SamplingOptions
 
 
 def generate_resumable(
@@ -38,7 +39,7 @@ def generate_resumable(
     requests = list(requests)
     if len({request.key for request in requests}) != len(requests):
         raise UserError("two requests share id and sample; ids must be unique within a run")
-    if world_size() > 1 and backend.name != "hf":
+    if world_size() > 1 and not backend.many_processes:
         raise UserError(
             f"generation backend {backend.name} does its own parallelism, but there are {world_size()} processes; "
             "start it with plain python (vLLM: --tensor_parallel_size, --data_parallel_size)"

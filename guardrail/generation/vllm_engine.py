@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.ranks import world_size
-from guardrail.generation.interface import Completion, Request, SamplingOptions, finish_completion, row_seed
+from guardrail.generation.interface import Backend, Completion, Request, eos_ids_of, row_seed
+from guardrail.generation.options import SamplingOptions
 from guardrail.models.checkpoints import check_checkpoint_files, resolve_checkpoint
-from guardrail.models.loading import load_tokenizer
 
 UNIT_ROWS = 1024
 
@@ -56,7 +56,7 @@ def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: A
         raise UserError(f"vLLM cannot load {model}: {' '.join(str(error).split())[:300]}") from error
 
 
-class VLLMBackend:
+class VLLMBackend(Backend):
     """vLLM in this process; loads at the first ``generate``."""
 
     name = "vLLM"
@@ -65,27 +65,16 @@ class VLLMBackend:
         self,
         model_name_or_path: str,
         torch_dtype: str = "bfloat16",
-        stops: tuple[str, ...] = (),
-        trust_remote_code: bool = False,
-        unit_rows: int = UNIT_ROWS,
-        unit_tokens: int = 1 << 40,
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
+        **common: Any,
     ) -> None:
         require_vllm()
-        self.model_name_or_path = model_name_or_path
+        super().__init__(model_name_or_path, **{"unit_rows": UNIT_ROWS, **common})
         self.torch_dtype = torch_dtype
-        self.stops = stops
-        self.trust_remote_code = trust_remote_code
-        self.unit_rows = unit_rows
-        self.unit_tokens = unit_tokens
         self.parallel = {"tensor_parallel_size": tensor_parallel_size}
         if data_parallel_size > 1:
             self.parallel["data_parallel_size"] = data_parallel_size
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.model_name_or_path, self.trust_remote_code)
 
     @functools.cached_property
     def engine(self) -> Any:
@@ -98,33 +87,28 @@ class VLLMBackend:
         )
 
     @functools.cached_property
-    def eos_ids(self) -> tuple[int, ...]:
-        return eos_ids(self.model_name_or_path, self.tokenizer)
+    def eos_ids(self) -> tuple[int, ...]:  # type: ignore[override]  # a value that is computed once
+        from transformers import GenerationConfig
+
+        try:
+            configured = GenerationConfig.from_pretrained(resolve_checkpoint(self.model_name_or_path))
+        except OSError:  # no generation_config.json: the tokenizer's EOS is all there is
+            configured = None
+        return eos_ids_of(self.tokenizer, configured)
 
     @functools.cached_property
-    def context_tokens(self) -> int:
+    def context_tokens(self) -> int:  # type: ignore[override]
         return int(self.engine.llm_engine.model_config.max_model_len)
 
     def describe(self) -> dict[str, Any]:
         return {"backend": self.name, "torch_dtype": self.torch_dtype, **self.parallel}
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        on_batch: Callable[[list[Completion]], None] | None = None,
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: SamplingOptions) -> list[Completion]:
         """Complete ``requests`` in one call of the engine; see ``Backend``."""
         from vllm import SamplingParams, TokensPrompt
 
         parameters = []
         for request in requests:
-            room = min(options.max_new_tokens, self.context_tokens - len(request.prompt_ids))
-            if room < 1:
-                raise UserError(
-                    f"row {request.id!r}: its prompt has {len(request.prompt_ids)} tokens, the model's context "
-                    f"{self.context_tokens}; shorten the prompt or use a model with a longer context"
-                )
             sampling: dict[str, Any] = {"temperature": 0.0}
             if options.do_sample:
                 sampling = {
@@ -135,8 +119,9 @@ class VLLMBackend:
                 }
             parameters.append(
                 SamplingParams(
-                    max_tokens=room,
+                    max_tokens=self.room(request, options),
                     stop=list(self.stops) or None,
+                    stop_token_ids=list(self.stop_ids) or None,
                     include_stop_str_in_output=True,
                     skip_special_tokens=True,
                     **sampling,
@@ -144,13 +129,7 @@ class VLLMBackend:
             )
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt_ids)) for r in requests]
         outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
-        done = [
-            finish_completion(self.tokenizer, request, out.outputs[0].token_ids, self.eos_ids, self.stops)
-            for request, out in zip(requests, outputs, strict=True)
-        ]
-        if on_batch is not None:
-            on_batch(done)
-        return done
+        return [self.finish(request, out.outputs[0].token_ids) for request, out in zip(requests, outputs, strict=True)]
 
     def top_next_tokens(self, prompts: Sequence[Sequence[int]], k: int = 20) -> list[list[tuple[int, float]]]:
         """The ``k`` likeliest next tokens of each prompt with their probabilities."""
@@ -164,18 +143,6 @@ class VLLMBackend:
             use_tqdm=False,
         )
         return [[(t, math.exp(v.logprob)) for t, v in out.outputs[0].logprobs[0].items()] for out in outputs]
-
-
-def eos_ids(model_name_or_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a turn: the tokenizer's EOS and the generation configuration's."""
-    from transformers import GenerationConfig
-
-    try:
-        configured = GenerationConfig.from_pretrained(resolve_checkpoint(model_name_or_path)).eos_token_id
-    except OSError:  # no generation_config.json: the tokenizer's EOS is all there is
-        configured = None
-    configured = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in (tokenizer.eos_token_id, *configured) if i is not None}))
 
 
 @functools.lru_cache(maxsize=1)

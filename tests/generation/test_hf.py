@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -160,6 +161,25 @@ def test_stop_strings_are_cut_and_counted(tiny_model, tiny_tokenizer, requests):
         assert c.cut_at_stop == (marker in plain[k].text)
 
 
+def test_a_special_token_that_begins_a_turn_ends_the_answer(tiny_model, tiny_tokenizer, requests):
+    """As Gemma's <end_of_turn>: decoding drops it, so only its id can stop the row, and then nothing is computed."""
+    plain = greedy(tiny_model, requests, n=24)
+    key, full = next(iter(plain.items()))
+    marker = full.token_ids[4]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    name = tokenizer.convert_ids_to_tokens(marker)
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+    assert tokenizer.convert_tokens_to_ids(name) == marker and name not in tokenizer.decode([marker], True)
+    backend = backend_of(tiny_model, stops=(name,))
+    backend.__dict__["tokenizer"] = tokenizer
+    forwards = []
+    backend.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    (done,) = backend.generate([r for r in requests if r.key == key], SamplingOptions(max_new_tokens=24))
+    end = full.token_ids.index(marker)
+    assert done.token_ids == full.token_ids[:end] and done.finish_reason == "stop" and done.cut_at_stop
+    assert len(forwards) == end + 1
+
+
 def test_a_prompt_as_long_as_the_context_is_refused_and_a_long_one_gets_what_is_left(tiny_model):
     room = greedy(tiny_model, [Request("long", 0, [0] + [5] * 505)], n=64)["long", 0]
     assert room.finish_reason in ("length", "eos")
@@ -174,8 +194,8 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tiny_model, requests, 
     real, sizes = backend._generate_batch, []
 
     def small_device(unit, options):
-        sizes.append(len(unit))
-        if len(unit) > 3:
+        sizes.append(len(unit) * (max(len(r.prompt_ids) for r in unit) + 12))
+        if sizes[-1] > 200:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(unit, options)
 
@@ -183,7 +203,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tiny_model, requests, 
     done = backend.generate(requests, SamplingOptions(max_new_tokens=12))
     assert {c.key: c.token_ids for c in done} == expected
     assert len(done) == len(requests)
-    assert sizes[0] == len(requests) and max(sizes[3:]) <= 3
+    assert sizes[0] > 200 and sizes[-1] <= 200 and len(sizes) > 4
+    tried = len([size for size in sizes if size > 200])
+    backend.generate(requests, SamplingOptions(max_new_tokens=12))
+    assert len([size for size in sizes if size > 200]) == tried, "the budget stays lowered"
 
     monkeypatch.setattr(
         backend, "_generate_batch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from toys import make_tokenizer
 
 from guardrail.core.errors import UserError
+from guardrail.core.openai_client import Reply
+from guardrail.data.prompts import stop_strings
 from guardrail.generation import Completion, Request, SamplingOptions, make_backend, row_seed
-from guardrail.generation.interface import check_complete, decode_answer, finish_completion, plan_units
+from guardrail.generation.interface import (
+    check_complete,
+    decode_answer,
+    finish_completion,
+    plan_units,
+    special_stop_ids,
+)
 
 
 def completion(row_id: str, sample: int = 0) -> Completion:
@@ -77,3 +86,52 @@ def test_a_misspelt_backend_or_style_is_refused_with_the_near_match():
         make_backend("vllm", "x/y")
     with pytest.raises(UserError, match="did you mean 'llama2_base'"):
         make_backend("hf", "x/y", prompt_style="lama2_base")
+
+
+@pytest.fixture(scope="module")
+def gemma_tokenizer(tmp_path_factory):
+    """The toy tokenizer with Gemma's turn markers as special tokens: decoding leaves them out."""
+    tokenizer = make_tokenizer(tmp_path_factory.mktemp("gemma"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    return tokenizer
+
+
+def test_a_stop_string_that_is_a_special_token_stops_by_its_id(gemma_tokenizer):
+    """No text ever shows such a token, so looking for its string found nothing and the answer ran on."""
+    stops = stop_strings("gemma")
+    stop_ids = special_stop_ids(gemma_tokenizer, (*stops, "\n### Instruction:", "river"))
+    assert [gemma_tokenizer.decode([i]) for i in stop_ids] == ["<end_of_turn>", "<start_of_turn>"]
+    prompt = gemma_tokenizer("Ann asks Bob for tea;")["input_ids"]
+    answer, more = gemma_tokenizer(" Bob says yes")["input_ids"], gemma_tokenizer(" and more")["input_ids"]
+    request = Request("a", 0, prompt)
+    done = finish_completion(gemma_tokenizer, request, [*answer, stop_ids[0], *more], (1,), stops, stop_ids)
+    assert (done.text, done.token_ids, done.finish_reason, done.cut_at_stop) == (" Bob says yes", answer, "stop", True)
+    eos_first = finish_completion(gemma_tokenizer, request, [*answer, 1, stop_ids[0]], (1,), stops, stop_ids)
+    assert (eos_first.finish_reason, eos_first.cut_at_stop) == ("eos", False)
+    without = finish_completion(gemma_tokenizer, request, [*answer, stop_ids[0], *more], (1,), stops)
+    assert without.text == " Bob says yes and more", "what happened before"
+
+
+def test_a_server_gets_the_stop_ids_and_what_it_says_it_stopped_at_counts(gemma_tokenizer, tmp_path, monkeypatch):
+    gemma_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    marker = gemma_tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    backend = make_backend("openai", str(tmp_path), base_url="http://127.0.0.1:9/v1", prompt_style="gemma")
+    backend.__dict__ |= {"model": "m", "context_tokens": None, "tokenizer": gemma_tokenizer}
+    sent = []
+
+    def complete(model, prompt, **payload):
+        sent.append(payload)
+        ids = gemma_tokenizer(" yes")["input_ids"]
+        return Reply(
+            {"choices": [{"text": " yes", "finish_reason": "stop", "stop_reason": marker, "token_ids": ids}]},
+            None,
+            "",
+            1,
+        )
+
+    monkeypatch.setattr(backend.client, "complete", complete)
+    (done,) = backend.generate([Request("a", 0, [5])], SamplingOptions(max_new_tokens=4))
+    assert marker in sent[0]["stop_token_ids"]
+    assert (done.text, done.finish_reason, done.cut_at_stop) == (" yes", "stop", True)

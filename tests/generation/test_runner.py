@@ -112,7 +112,7 @@ def test_double_ids_are_refused(tiny_model, tmp_path):
 
 def test_engines_with_their_own_parallelism_refuse_several_processes(tiny_model, tmp_path, requests, monkeypatch):
     backend = make_backend("hf", str(tiny_model), torch_dtype="float32")
-    backend.name = "vLLM"
+    backend.many_processes = False
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"4 processes.*tensor_parallel_size"):
         generate_resumable(backend, requests, SamplingOptions(max_new_tokens=4), tmp_path, "key")

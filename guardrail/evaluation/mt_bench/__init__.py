@@ -1,11 +1,10 @@
 """MT-Bench as FastChat defines it: 80 questions, two turns, both judged; and, under another name, the older measure.
 
-config    options and their checks
 data      questions, reference answers, judge prompts: FastChat's files, the hub's copy, or the sandbox's small set
+prompts   this project's own judge prompts
 answers   two-turn answers with temperatures by category; FastChat's ``model_answer`` file
-rating    what a judge's text says
-judge     matches to judge, the judges, resumable judging; FastChat's ``model_judgment`` file
+judge     matches to judge, the judges, ratings, resumable judging; FastChat's ``model_judgment`` file
 summary   scores overall, per turn and per category, with intervals and failures
 figure    radar of the categories
-stage     one run, from flags to files
+stage     options, and one run from flags to files
 """

@@ -18,8 +18,8 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json, write_jsonl
 from guardrail.data.prompts import encode_prompt
 from guardrail.evaluation.mt_bench.data import QuestionSet
-from guardrail.evaluation.utility.context import Messages, fit_conversation, prompt_limit
 from guardrail.generation import Completion, Request, SamplingOptions, generate_resumable
+from guardrail.generation.context import Messages, fit_conversation, prompt_limit
 
 TEMPERATURES = {  # FastChat common.py
     "writing": 0.7,
@@ -34,7 +34,11 @@ TEMPERATURES = {  # FastChat common.py
 OTHER_TEMPERATURE = 0.7
 GREEDY_BELOW = 1e-4
 COT_PREFILL = "Let's think step by step."
-ALIGN_ANYTHING_SAMPLING = {"temperature": 0.05, "top_p": 0.9, "top_k": 20}  # its vllm_basic.json at 1e7699b
+ALIGN_ANYTHING_SAMPLING: dict[str, Any] = {
+    "temperature": 0.05,
+    "top_p": 0.9,
+    "top_k": 20,
+}  # its vllm_basic.json at 1e7699b
 FASTCHAT, ALIGN_ANYTHING = "fastchat", "align_anything"
 PROTOCOLS = (FASTCHAT, ALIGN_ANYTHING)
 
@@ -48,7 +52,7 @@ class AnswerOptions:
     seed: int = 0
 
     def sampling(self, category: str) -> SamplingOptions:
-        common = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        common: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": self.seed}
         if self.protocol == ALIGN_ANYTHING:
             return SamplingOptions(do_sample=True, **ALIGN_ANYTHING_SAMPLING, **common)
         temperature = TEMPERATURES.get(category, OTHER_TEMPERATURE)
@@ -69,7 +73,7 @@ def answer_questions(
     """One row per question, in order, on every rank: both answers and how each turn went.
 
     A row has ``question_id``, ``category``, ``answers`` (2) and ``turns``: finish reason, token counts, tokens cut
-    from the prompt (``guardrail.evaluation.utility.context`` has the rule). Call inside ``process_group()``.
+    from the prompt (``guardrail.generation.context`` has the rule). Call inside ``process_group()``.
     """
     limit = prompt_limit(context, options.max_new_tokens)
     rows = [

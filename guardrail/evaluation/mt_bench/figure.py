@@ -36,6 +36,7 @@ def draw_radar(series: dict[str, dict[str, float | None]], title: str, paths: Se
     if any(set(scores) != set(categories) for scores in series.values()):
         raise UserError("the runs have different categories; a radar compares runs on the same questions")
     angles = [2 * math.pi * i / len(categories) for i in range(len(categories))]
+    axes: Any  # polar: its methods are not those of the plain kind
     figure, axes = plt.subplots(figsize=(5.2, 5.2), subplot_kw={"projection": "polar"}, layout="constrained")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)

@@ -4,13 +4,17 @@ FastChat's measure judges both turns of every question (160 for 80 questions); m
 reference answer. The older align-anything measure judges only the second turn in its multi-turn form (80), with the
 question's own reference, whose first answer it also shows as the second (reproduced, under its own name).
 
+What a judge's text says follows FastChat's rule (common.py): the first ``[[x]]``, else the first ``[x]``, with x a
+number without sign. Beyond it, and counted: a text with several different ratings keeps the first and is marked
+ambiguous; a rating outside 1..10 is a failure (FastChat would average it). The older rule knows ``[[x]]`` only, with
+sign, on 0..10.
+
 A judgement that fails - no rating, out of range, no answer from the server - has score -1 and says why. It is never
 averaged; a later run asks again where the server failed, and keeps what it answered.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,28 +24,56 @@ from typing import Any, Protocol
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json, write_json, write_jsonl
+from guardrail.core.files import hash_json, write_jsonl
 from guardrail.core.openai_client import Client, run_parallel
 from guardrail.core.progress import progress
+from guardrail.core.units import Units, consecutive
 from guardrail.evaluation.mt_bench.answers import ALIGN_ANYTHING, FASTCHAT
 from guardrail.evaluation.mt_bench.data import NEED_REFERENCE, QuestionSet, read_lines
-from guardrail.evaluation.mt_bench.rating import (
-    FAILED_SCORE,
-    NO_RATING,
-    OUT_OF_RANGE,
-    Rating,
-    parse_align_anything_rating,
-    parse_rating,
-)
 
+DOUBLE = re.compile(r"\[\[(\d+\.?\d*)\]\]")
+SINGLE = re.compile(r"\[(\d+\.?\d*)\]")
+ALIGN_ANYTHING_DOUBLE = re.compile(r"\[\[(-?\d+(?:\.\d+)?)\]\]")
+LOWEST, HIGHEST = 1, 10
+NO_RATING, OUT_OF_RANGE = "no_rating", "out_of_range"
+FAILED_SCORE = -1  # FastChat's value in a judgement file; never part of a mean
 PROMPT_TOO_LONG = "prompt_too_long"
-FINAL_FAILURES = (
-    NO_RATING,
-    OUT_OF_RANGE,
-    PROMPT_TOO_LONG,
-)  # asking again would not help; other failures are the server's
+FINAL_FAILURES = (NO_RATING, OUT_OF_RANGE, PROMPT_TOO_LONG)  # asking again would not help; others are the server's
 FIELD = re.compile(r"\{(question|question_1|question_2|answer|answer_1|answer_2|ref_answer_1|ref_answer_2)\}")
 ERROR_TEXT = "$ERROR$"  # FastChat's text for a judgement that never came
+
+
+@dataclass(frozen=True)
+class Rating:
+    """``score`` (None when there is none), ``failure`` (None when there is one), and whether ratings disagreed."""
+
+    score: int | float | None
+    failure: str | None
+    ambiguous: bool = False
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def parse_rating(text: str) -> Rating:
+    """FastChat's rating of a judgement."""
+    found = DOUBLE.findall(text) or SINGLE.findall(text)
+    if not found:
+        return Rating(None, NO_RATING)
+    ambiguous = len({float(number) for number in found}) > 1
+    score = _number(found[0])
+    if not LOWEST <= score <= HIGHEST:
+        return Rating(None, OUT_OF_RANGE, ambiguous)
+    return Rating(score, None, ambiguous)
+
+
+def parse_align_anything_rating(text: str) -> Rating:
+    """The older measure's rating; its saver then writes 0 for a text without one."""
+    found = ALIGN_ANYTHING_DOUBLE.findall(text)
+    if not found:
+        return Rating(None, NO_RATING)
+    return Rating(_number(found[0]), None, len({float(number) for number in found}) > 1)
 
 
 @dataclass(frozen=True)
@@ -176,8 +208,8 @@ class LocalJudge:
 
     def ask(self, matches: Sequence[Match]) -> Iterator[Asked]:
         from guardrail.data.prompts import encode_prompt
-        from guardrail.evaluation.utility.context import backend_context, prompt_limit
         from guardrail.generation import Request, SamplingOptions, generate_resumable
+        from guardrail.generation.context import backend_context, prompt_limit
 
         limit = prompt_limit(backend_context(self.backend), self.max_tokens)
         requests, index_of = [], {}
@@ -206,12 +238,15 @@ def judge_matches(
     nothing at all: that is no measurement.
     """
     parse = parse_rating if protocol == FASTCHAT else parse_align_anything_rating
-    folder = work / "judgements" / hash_json([key, judge.name, protocol])
-    files = [folder / f"{hash_json([m.key, m.system_prompt, m.user_prompt])}.json" for m in matches]
+    units = Units(
+        consecutive(matches, 1),  # a judgement is kept as soon as it is there
+        work,
+        hash_json([key, judge.name, protocol]),
+        identity=lambda match: [match.key, match.system_prompt, match.user_prompt],
+    )
     found: dict[int, Asked] = {}
-    for index, file in enumerate(files):
-        if file.is_file():
-            stored = json.loads(file.read_text(encoding="utf-8"))
+    for index in range(len(matches)):
+        for stored in units.read(index) or ():
             found[index] = Asked(index, stored["judgment"], attempts=stored["attempts"])
     if found:
         log(f"judge: {len(found)} of {len(matches)} judgements are there from an earlier run")
@@ -221,8 +256,7 @@ def judge_matches(
             index = missing[asked.index]
             found[index] = asked
             if asked.text is not None:
-                stored = {"key": matches[index].key, "judgment": asked.text, "attempts": asked.attempts}
-                write_json(files[index], stored)
+                units.write(index, [{"judgment": asked.text, "attempts": asked.attempts}])
             bar.update(1)
     assert len(found) == len(matches), "a judgement is missing"
     failed = [asked for asked in found.values() if asked.text is None]

@@ -12,28 +12,127 @@ Answers are on disk before anything is judged. Without a judge the run ends ther
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import log
-from guardrail.core.errors import UserError
+from guardrail.core.cli import log, positive_int
+from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import hash_file, write_json, write_text
+from guardrail.core.openai_client import Client, resolve_base_url
+from guardrail.core.options import option
 from guardrail.core.places import RESOURCES
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, process_group
+from guardrail.evaluation.completions import BenchmarkOptions, choose_style, earlier_result
 from guardrail.evaluation.mt_bench import answers as answering
 from guardrail.evaluation.mt_bench import judge as judging
 from guardrail.evaluation.mt_bench import summary
-from guardrail.evaluation.mt_bench.config import MTBenchConfig
 from guardrail.evaluation.mt_bench.data import QuestionSet, load_question_set
+from guardrail.generation import backend_of, make_backend
+from guardrail.generation.context import backend_context
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
+from guardrail.models.loading import DTYPES
 
-ANSWER_FORMAT = 1  # raised when the meaning of a stored answer changes
+STAGE = "mt_bench"
+JUDGE_BACKENDS = ("openai", "vLLM", "hf")
+OLD_PROTOCOL_FOLDER = "align_anything_old_protocol"
+ANSWER_FORMAT = 2  # raised when the meaning of a stored answer changes
 FALLBACK_STYLE = "llama2_base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTBenchConfig(BenchmarkOptions):
+    """Options of ``--benchmark mt_bench``. Raises ``UserError`` when they clash."""
+
+    answers: str | None = option(
+        None, "mt_bench: judge this FastChat model_answer file instead of answering", decides=False
+    )
+    data_dir: str | None = option(
+        None,
+        "mt_bench: FastChat's folder with question.jsonl; default: the hub, else the sandbox's questions",
+        decides=False,
+    )
+    protocol: str = option(
+        answering.FASTCHAT, "mt_bench: align_anything is an older, different measure", choices=answering.PROTOCOLS
+    )
+    max_new_tokens: int = option(1024, "mt_bench: longest answer of a turn in tokens", parse=positive_int)
+    judge_model: str | None = option(
+        None, "mt_bench: the judge's name on its server, or its folder; none: answers only"
+    )
+    judge_backend: str = option("openai", "mt_bench: where the judge runs", choices=JUDGE_BACKENDS)
+    judge_base_url: str | None = option(
+        None, "mt_bench: the judge's server; default OPENAI_BASE_URL, else OpenAI's with OPENAI_API_KEY"
+    )
+    judge_torch_dtype: str = option("bfloat16", "mt_bench: dtype of a local judge", choices=DTYPES)
+    judge_max_tokens: int = option(2048, "mt_bench: longest judgement in tokens", parse=positive_int)
+    judge_timeout_sec: float = option(120.0, "mt_bench: longest wait for one judgement", decides=False)
+    judge_max_retries: int = option(4, "mt_bench: further tries after 429, 5xx or no answer", decides=False)
+    judge_workers: int = option(8, "mt_bench: judgements asked for at a time", parse=positive_int, decides=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.+-]+", self.model_id) or self.model_id.startswith("."):
+            raise UserError(f"--model_id {self.model_id!r} names files: letters, digits, '.', '_', '+' and '-' only")
+        if (self.answers is None) == (self.model_name_or_path is None):
+            raise UserError("give --model_name_or_path (to answer the questions) or --answers FILE (to judge answers)")
+        if self.answers is not None and self.judge_model is None:
+            raise UserError("--answers FILE is for judging; give --judge_model as well")
+        for flag, value, known in (
+            ("torch_dtype", self.torch_dtype, DTYPES),
+            ("judge_torch_dtype", self.judge_torch_dtype, DTYPES),
+            ("judge_backend", self.judge_backend, JUDGE_BACKENDS),
+            ("protocol", self.protocol, answering.PROTOCOLS),
+        ):
+            if value not in known:
+                raise unknown(f"value for --{flag}:", value, known)
+        self.check_engine()
+        if self.judge_base_url and (self.judge_model is None or self.judge_backend != "openai"):
+            raise UserError("--judge_base_url needs --judge_model and --judge_backend openai")
+        if self.judge_timeout_sec <= 0 or self.judge_max_retries < 0:
+            raise UserError("--judge_timeout_sec must be above 0 and --judge_max_retries at least 0")
+
+    @property
+    def folder(self) -> Path:
+        folder = Path(self.output_dir)
+        return folder if self.protocol == answering.FASTCHAT else folder / OLD_PROTOCOL_FOLDER
+
+    @property
+    def results_file(self) -> Path:
+        return self.folder / "results.json"
+
+    @property
+    def judge_name(self) -> str | None:
+        """The judge as it appears in file names and results."""
+        return None if self.judge_model is None else Path(self.judge_model.rstrip("/")).name
+
+    def answer_options(self) -> answering.AnswerOptions:
+        return answering.AnswerOptions(self.protocol, self.max_new_tokens, self.seed)
+
+    def answer_identity(self) -> dict[str, Any]:
+        """What decides the answers, model and questions apart."""
+        judge = [item.name for item in dataclasses.fields(self) if item.name.startswith("judge_")]
+        own = {name: value for name, value in self.engine_identity().items() if name not in judge}
+        return {**own, **self.style_identity(FALLBACK_STYLE), "format": ANSWER_FORMAT}
+
+    def judge_identity(self) -> dict[str, Any] | None:
+        """What decides a judgement, given its prompt: which judge, where, with what; None without a judge."""
+        if self.judge_model is None:
+            return None
+        facts: dict[str, Any] = {
+            "judge": self.judge_model,
+            "backend": self.judge_backend,
+            "max_tokens": self.judge_max_tokens,
+        }
+        if self.judge_backend == "openai":
+            return facts | {"base_url": resolve_base_url(self.judge_base_url)}
+        return facts | {"model": hash_checkpoint(self.judge_model), "dtype": self.judge_torch_dtype}
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.answer_identity(), "judge": self.judge_identity()}
 
 
 def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
@@ -41,20 +140,19 @@ def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
     questions = load_question_set(config.data_dir, config.limit)
     if config.judge_model is not None:
         _check_judge(config, questions)
-    result_file = config.folder / "results.json"
-    earlier = _read_earlier(result_file, config)
+    earlier = _earlier(config)
     answers_key = _answers_key(config, questions)
-    judge_facts = config.judge_facts()
+    judge_facts = config.judge_identity()
     run_key = fingerprint({"answers": answers_key, "judge": judge_facts}, {"judging": questions.judging_hash})
     if earlier is not None and _is_done(config, earlier, run_key, answers_key):
-        log(f"{result_file}: unchanged, not run again")
+        log(f"{config.results_file}: unchanged, not run again")
         return _headline(config, earlier, reused=True)
 
     work = config.folder / f".{config.model_id}.work"
     rows = _stored_rows(earlier, answers_key)
     if rows is None and config.generation_backend == "vLLM" and config.judge_backend == "vLLM" and config.judge_model:
         _answer_in_child(config)  # its engine must be gone before the judge's loads
-        rows = _stored_rows(_read_earlier(result_file, config), answers_key)
+        rows = _stored_rows(_earlier(config), answers_key)
     with process_group():
         answer_facts: dict[str, Any] = earlier["run"].get("generation") or {} if earlier is not None and rows else {}
         result: dict[str, Any] | None = None
@@ -65,7 +163,7 @@ def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
                 answering.write_model_answer(path, config.model_id, rows)
                 result = _assemble(config, questions, rows, None)
                 result["run"] = _record(config, questions, answers_key, answers_key, answer_facts)
-                write_json(result_file, result)
+                write_json(config.results_file, result)
         if config.judge_model is not None and (is_main() or config.judge_backend == "hf"):  # one client is enough
             judge_work = config.folder / f".{config.model_id}.judge"
             matches = judging.make_matches(questions, rows, config.protocol)
@@ -79,7 +177,7 @@ def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
                 result = _assemble(config, questions, rows, judging.judgement_rows(matches, done))
                 result["run"] = _record(config, questions, run_key, answers_key, answer_facts)
                 _write_pictures(config, result)
-                write_json(result_file, result)
+                write_json(config.results_file, result)
                 if not _server_failures(result):
                     shutil.rmtree(judge_work, ignore_errors=True)
         if is_main():
@@ -90,8 +188,6 @@ def run_mt_bench(config: MTBenchConfig) -> dict[str, Any]:
 
 def _check_judge(config: MTBenchConfig, questions: QuestionSet) -> None:
     """Refuse a judge that cannot work before any model loads."""
-    from guardrail.core.openai_client import resolve_base_url
-
     blank = [{"question_id": q["question_id"], "answers": ["", ""]} for q in questions.questions]
     judging.make_matches(questions, blank, config.protocol)
     if config.judge_backend == "openai":
@@ -110,28 +206,18 @@ def _answers_key(config: MTBenchConfig, questions: QuestionSet) -> str:
         )
     assert config.model_name_or_path is not None
     resolve_checkpoint(config.model_name_or_path)
-    facts = {
-        "format": ANSWER_FORMAT,
-        "style": config.prompt_style,
-        "dtype": config.torch_dtype,
-        "backend": config.generation_backend,
-        "served_model_name": config.served_model_name,
-        "options": dataclasses.asdict(config.answer_options()),
-    }
-    return fingerprint(facts, {"model": hash_checkpoint(config.model_name_or_path), "data": questions.data_hash})
+    inputs = {"model": hash_checkpoint(config.model_name_or_path), "data": questions.data_hash}
+    return fingerprint(config.answer_identity(), inputs)
 
 
-def _read_earlier(path: Path, config: MTBenchConfig) -> dict[str, Any] | None:
+def _earlier(config: MTBenchConfig) -> dict[str, Any] | None:
     """This run's earlier results file; another model's is refused, so that nothing is overwritten by mistake."""
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        stage, model_id = value["run"]["stage"], value["run"]["config"]["model_id"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} exists and is no MT-Bench result; give another --output_dir or remove it") from error
-    if stage != "mt_bench" or model_id != config.model_id:
-        raise UserError(f"{path} is the result of {stage} for model_id {model_id!r}; give another --output_dir")
+    value = earlier_result(config.results_file, STAGE, "--output_dir")
+    model_id = None if value is None else value["run"]["config"].get("model_id")
+    if value is not None and model_id != config.model_id:
+        raise UserError(
+            f"{config.results_file} is the result of {STAGE} for model_id {model_id!r}; give another --output_dir"
+        )
     return value
 
 
@@ -159,31 +245,22 @@ def _answer(
     config: MTBenchConfig, questions: QuestionSet, work: Path, answers_key: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The answers, and how they were made; on every rank."""
-    from guardrail.evaluation.utility.context import backend_context
-    from guardrail.generation import backend_of
 
     if config.answers is not None:
         return answering.read_model_answer(Path(config.answers), questions), {"backend": "file"}
-    style, reason = _choose_style(config)
-    backend = backend_of(config, style)
+    style, reason = choose_style(config, FALLBACK_STYLE)
+    assert style is not None and config.model_name_or_path is not None
+    backend = backend_of(config, config.model_name_or_path, style)
     rows = answering.answer_questions(
-        backend, style, questions, config.answer_options(), backend_context(backend), work, answers_key
+        backend,
+        style,
+        questions,
+        answering.AnswerOptions(config.protocol, config.max_new_tokens, config.seed),
+        backend_context(backend),
+        work,
+        answers_key,
     )
     return rows, {**backend.describe(), "prompt_style": style, "prompt_style_from": reason}
-
-
-def _choose_style(config: MTBenchConfig) -> tuple[str, str]:
-    """The prompt style and where it comes from: the flag, or the tokenizer; a model's name never decides it."""
-    from guardrail.models.loading import load_tokenizer
-
-    if config.prompt_style is not None:
-        return config.prompt_style, "flag"
-    tokenizer = load_tokenizer(str(config.model_name_or_path), config.trust_remote_code)
-    if getattr(tokenizer, "chat_template", None):
-        log("prompt style: the tokenizer's own chat template (--prompt_style overrides it)")
-        return "chat_template", "tokenizer"
-    log(f"prompt style: {FALLBACK_STYLE}, because the tokenizer has no chat template (--prompt_style overrides it)")
-    return FALLBACK_STYLE, "the tokenizer has no chat template"
 
 
 def _answer_in_child(config: MTBenchConfig) -> None:
@@ -199,14 +276,10 @@ def _answer_in_child(config: MTBenchConfig) -> None:
 
 
 def _make_judge(config: MTBenchConfig, work: Path) -> judging.Judge:
-    from guardrail.core.openai_client import Client, resolve_base_url
-
     name = str(config.judge_model)
     if config.judge_backend == "openai":
         client = Client(resolve_base_url(config.judge_base_url), config.judge_timeout_sec, config.judge_max_retries)
         return judging.ServerJudge(name, client, config.judge_max_tokens, config.judge_workers)
-    from guardrail.generation import make_backend
-
     backend = make_backend(
         config.judge_backend,
         name,
@@ -214,7 +287,9 @@ def _make_judge(config: MTBenchConfig, work: Path) -> judging.Judge:
         prompt_style="chat_template",
         trust_remote_code=config.trust_remote_code,
     )
-    return judging.LocalJudge(name, backend, work, fingerprint(config.judge_facts() or {}, {}), config.judge_max_tokens)
+    return judging.LocalJudge(
+        name, backend, work, fingerprint(config.judge_identity() or {}, {}), config.judge_max_tokens
+    )
 
 
 def _assemble(
@@ -268,16 +343,17 @@ def _record(
     config: MTBenchConfig, questions: QuestionSet, run_key: str, answers_key: str, answer_facts: dict[str, Any]
 ) -> dict[str, Any]:
     return run_record(
-        "mt_bench",
+        STAGE,
         dataclasses.asdict(config),
         fingerprint=run_key,
+        identity=config.identity(),
         answers_fingerprint=answers_key,
         model_hash=None if config.model_name_or_path is None else hash_checkpoint(config.model_name_or_path),
         data=questions.describe(),
         n=len(questions.questions),
         seeds={"generation": config.seed, "bootstrap": 0},
         generation=answer_facts,
-        judge=config.judge_facts(),
+        judge=config.judge_identity(),
     )
 
 
@@ -295,7 +371,7 @@ def _write_pictures(config: MTBenchConfig, result: dict[str, Any]) -> None:
 def _headline(config: MTBenchConfig, result: dict[str, Any], reused: bool) -> dict[str, Any]:
     block = result["utility"]
     out = {
-        "results": str(config.folder / "results.json"),
+        "results": str(config.results_file),
         "model_answer": str(config.folder / "model_answer" / f"{config.model_id}.jsonl"),
         "measure": result["metrics"]["measure"],
         "n_questions": block["n"],

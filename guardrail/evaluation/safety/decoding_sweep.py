@@ -10,19 +10,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import write_json
+from guardrail.core.options import option
 from guardrail.core.provenance import run_record
 from guardrail.core.ranks import is_main
-from guardrail.evaluation.safety.answers import SafetyConfig, evaluate_safety
+from guardrail.evaluation.safety.evaluate import SafetyConfig, evaluate_safety
 
 SWEEP = "sweep.json"
 
 
-def parse_points(text: str, flag: str) -> list[float]:
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The grid; `points` has it as numbers."""
+
+    decoding_sweep: bool = option(False, "temperature x top-p grid, best of k")
+    sweep_temperatures: str = option("0.1,0.5,0.9,1.2", "with --decoding_sweep")
+    sweep_top_p: str = option("0.6,0.9,1.0", "with --decoding_sweep")
+
+    def points(self) -> tuple[list[float], list[float]]:
+        """Temperatures and top-p values; ``UserError`` unless both are numbers above 0."""
+        return _numbers(self.sweep_temperatures, "sweep_temperatures"), _numbers(self.sweep_top_p, "sweep_top_p")
+
+
+def _numbers(text: str, flag: str) -> list[float]:
     """``0.1,0.5,1.0`` as numbers above 0."""
     try:
         values = [float(part) for part in text.split(",") if part.strip()]
@@ -37,23 +52,23 @@ def sweep_configs(config: SafetyConfig, temperatures: list[float], top_ps: list[
     """One configuration per point, each with its own folder."""
     if not config.do_sample:
         raise UserError("--decoding_sweep varies sampling: leave out --do_sample False")
-    folder = config.folder() / "sweep"
+    folder = config.results_file.parent / "sweep"
     return [
-        dataclasses.replace(config, temperature=t, top_p=p, save_path=str(folder / f"t{t:g}-p{p:g}")).check()
+        dataclasses.replace(config, temperature=t, top_p=p, save_path=str(folder / f"t{t:g}-p{p:g}"))
         for t in temperatures
         for p in top_ps
     ]
 
 
-def run_sweep(
-    config: SafetyConfig, temperatures: list[float], top_ps: list[float], judge: Any | None
-) -> dict[str, Any] | None:
+def run_sweep(config: SafetyConfig, sweep: SweepOptions, judge: Any | None) -> dict[str, Any] | None:
     """Generate and judge every point (finished ones are reused). The table on rank 0, None elsewhere."""
+    temperatures, top_ps = sweep.points()
+    backend = config.backend()  # one model for all points
     points = []
     judged: dict[str, list[bool | None]] = defaultdict(list)
     for one in sweep_configs(config, temperatures, top_ps):
         log(f"temperature {one.temperature:g}, top-p {one.top_p:g}")
-        generated = evaluate_safety(one)
+        generated = evaluate_safety(one, backend)
         if not is_main() or generated is None:
             continue
         row: dict[str, Any] = {"temperature": one.temperature, "top_p": one.top_p, "results": generated["results"]}
@@ -61,12 +76,12 @@ def run_sweep(
         if judge is not None:
             from guardrail.evaluation.judges.stage import judge_file, load_judgements
 
-            document = load_judgements(judge_file(one.results_file(), judge)["judgements"])
+            judged_file = load_judgements(judge_file(one.results_file, judge)["judgements"])
             by_prompt: dict[str, list[bool | None]] = defaultdict(list)
-            for j in document["judgements"]:
+            for j in judged_file["judgements"]:
                 by_prompt[j["id"]].append(j["harmful"])
                 judged[j["id"]].append(j["harmful"])
-            summary = document["summary"]
+            summary = judged_file["summary"]
             row |= {
                 name: summary[name]
                 for name in ("n", "harmfulness_score_percent", "harmfulness_score_interval_percent", "refusal_percent")
@@ -92,7 +107,7 @@ def run_sweep(
         n=len(points),
         seeds={"seed": config.seed},
     )
-    file = write_json(config.folder() / SWEEP, document)
+    file = write_json(config.results_file.parent / SWEEP, document)
     return {"sweep": str(file), "n_points": len(points), **document.get("all_points", {})}
 
 

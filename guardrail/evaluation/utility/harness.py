@@ -8,6 +8,10 @@ a chat template, checks what can be checked before a model loads, and writes
     <output_dir>/lm_eval_results.json   results (one per document), metrics, utility, run
     <output_dir>/lm_eval_raw.json       the harness's own report
 
+A prompt style becomes a chat template (`jinja_template`), the only form that the harness takes: rendering with it and
+tokenising without special tokens gives the ids of ``encode_prompt``, BOS once. Like every chat template, it starts an
+answer at the generation prompt, so the blank that ``llama2`` puts before an answer is for the model to say.
+
 Metrics keep the harness's names and units. Known limits: several GPUs by vLLM's tensor parallelism or
 ``accelerate launch``; tasks that run generated code are refused by the harness.
 """
@@ -29,48 +33,39 @@ from typing import Any
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, write_json
+from guardrail.core.options import option
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import is_main
-from guardrail.data.prompts import check_style
+from guardrail.data.prompts import check_style, template_module
+from guardrail.evaluation.completions import BenchmarkOptions, choose_style, earlier_result
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 
+STAGE = "lm_eval"
 NEAR_TASKS = 5
 NORMAL_95 = 1.96
-BACKENDS = {"hf": "hf", "vLLM": "vllm"}
+HARNESS_BACKENDS = {"hf": "hf", "vLLM": "vllm"}
+WITHOUT_EFFECT = ("batch_tokens", "base_url", "served_model_name")  # engine options that the harness has no use for
 
 
-@dataclass(frozen=True)
-class HarnessConfig:
-    """All options of ``--benchmark lm_eval:...``; the only home of their defaults. ``UserError`` when they clash."""
+@dataclass(frozen=True, kw_only=True)
+class HarnessConfig(BenchmarkOptions):
+    """Options of ``--benchmark lm_eval:...``. Raises ``UserError`` when they clash."""
 
-    tasks: tuple[str, ...]
-    model_id: str
-    output_dir: str
-    model_name_or_path: str | None = None
-    generation_backend: str = "hf"
-    torch_dtype: str = "bfloat16"
-    prompt_style: str | None = None
-    num_fewshot: int | None = None
-    include_path: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    batch_size_per_device: int | None = None
-    tensor_parallel_size: int = 1
-    data_parallel_size: int = 1
-    trust_remote_code: bool = False
+    tasks: tuple[str, ...] = ()
+    num_fewshot: int | None = option(None, "lm_eval: examples in the prompt; default: the task's")
+    include_path: str | None = option(None, "lm_eval: folder with task files of your own", decides=False)
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("no task; expected --benchmark lm_eval:TASK[,TASK], such as lm_eval:arc_easy")
         if self.model_name_or_path is None:
             raise UserError("--benchmark lm_eval needs --model_name_or_path")
-        if self.generation_backend not in BACKENDS:
+        if self.generation_backend not in HARNESS_BACKENDS:
             raise UserError(
                 f"--generation_backend {self.generation_backend} cannot be used with lm_eval; use one of: "
-                f"{', '.join(BACKENDS)}"
+                f"{', '.join(HARNESS_BACKENDS)}"
             )
-        if self.generation_backend != "vLLM" and max(self.tensor_parallel_size, self.data_parallel_size) > 1:
-            raise UserError("--tensor_parallel_size and --data_parallel_size need --generation_backend vLLM")
+        self.check_engine()
         if self.prompt_style is not None:
             check_style(self.prompt_style)
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -78,10 +73,10 @@ class HarnessConfig:
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise UserError(f"no such folder: {self.include_path}; expected one with lm_eval task files")
 
-    def facts(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides a number, beside model and task data."""
-        names = ("tasks", "generation_backend", "torch_dtype", "prompt_style", "num_fewshot", "limit", "seed")
-        return {name: getattr(self, name) for name in names} | {"task_files": self.task_files()}
+        own = {"tasks": list(self.tasks), "task_files": self.task_files(), "lm_eval": _version()}
+        return {**self.engine_identity(), **self.style_identity(None), **own}
 
     def task_files(self) -> dict[str, str]:
         """Path and hash of every file below ``include_path`` (task files and data), our own output left out."""
@@ -97,15 +92,13 @@ def run_harness(config: HarnessConfig) -> dict[str, Any]:
     model = resolve_checkpoint(str(config.model_name_or_path))
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed; run: pip install -r requirements-lm-eval.txt")
-    version = importlib.metadata.version("lm_eval")
     model_hash = hash_checkpoint(model)
-    key = fingerprint(config.facts() | {"lm_eval": version}, {"model": model_hash})
+    key = fingerprint(config.identity(), {"model": model_hash})
     path = Path(config.output_dir) / "lm_eval_results.json"
-    if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier.get("run", {}).get("fingerprint") == key:
-            log(f"{path}: unchanged, not run again")
-            return _headline(path, earlier, reused=True)
+    earlier = earlier_result(path, STAGE, "--output_dir")
+    if earlier is not None and earlier["run"].get("fingerprint") == key:
+        log(f"{path}: unchanged, not run again")
+        return _headline(path, earlier, reused=True)
 
     from lm_eval.tasks import TaskManager
 
@@ -117,21 +110,27 @@ def run_harness(config: HarnessConfig) -> dict[str, Any]:
         return {}
     result = convert(raw, config.tasks)
     result["run"] = run_record(
-        "lm_eval",
+        STAGE,
         dataclasses.asdict(config),
         fingerprint=key,
+        identity=config.identity(),
         model_hash=model_hash,
         data={"task_hashes": raw.get("task_hashes"), "task_versions": raw.get("versions")},
         n={task: block["n"] for task, block in result["metrics"].items()},
         seeds={"all": config.seed},
         prompt_style=style,
-        lm_eval=version,
+        lm_eval=_version(),
     )
     write_json(
         Path(config.output_dir) / "lm_eval_raw.json", _jsonable({k: v for k, v in raw.items() if k != "samples"})
     )
     write_json(path, _jsonable(result))
     return _headline(path, result, reused=False)
+
+
+def _version() -> str | None:
+    """The installed harness's version; None where there is none."""
+    return None if importlib.util.find_spec("lm_eval") is None else importlib.metadata.version("lm_eval")
 
 
 def check_tasks(wanted: tuple[str, ...], known: list[str]) -> None:
@@ -143,9 +142,49 @@ def check_tasks(wanted: tuple[str, ...], known: list[str]) -> None:
             raise UserError(f"unknown lm_eval task {task!r} (of {len(known)}); {hint}")
 
 
+def _literal(text: str) -> str:
+    """``text`` as a Jinja expression; ``{eos}`` in it becomes the tokenizer's EOS string."""
+    parts = [json.dumps(part) for part in text.split("{eos}")]
+    return " ~ eos_token ~ ".join(parts)
+
+
+def _user_turn(template: str) -> str:
+    """A user template as a Jinja expression over ``system`` and ``message``."""
+    head, tail = template.rsplit("{text}", 1)
+    before, system, after = head.partition("{system}")
+    parts = [_literal(before), "system", _literal(after)] if system else [_literal(head)]
+    return " ~ ".join([*parts, "message['content']", _literal(tail)])
+
+
+def jinja_template(style: str) -> str | None:
+    """The chat template of a named style; None for ``chat_template``, which is the tokenizer's own."""
+    if check_style(style) == "chat_template":
+        return None
+    s = template_module().STYLES[style]
+    return (
+        "{{ bos_token }}"
+        "{% if messages[0]['role'] == 'system' %}"
+        "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+        "{% else %}"
+        f"{{% set system = {_literal(s.default_system)} %}}{{% set turns = messages %}}"
+        "{% endif %}"
+        "{% for message in turns %}"
+        "{% if message['role'] == 'user' and loop.first %}"
+        f"{{{{ {_user_turn(s.first_user)} }}}}"
+        "{% elif message['role'] == 'user' %}"
+        f"{{{{ {_user_turn(s.next_user)} }}}}"
+        "{% else %}"
+        f"{{{{ {_literal(s.answer_start)} ~ message['content'] }}}}"
+        "{% if loop.last %}"
+        f"{{{{ {_literal(s.answer_end)} }}}}"
+        "{% else %}"
+        f"{{{{ {_literal(s.history_end)} }}}}"
+        "{% endif %}{% endif %}{% endfor %}"
+    )
+
+
 def style_tokenizer(model: str, style: str, folder: Path, trust_remote_code: bool = False) -> str:
     """A copy of the model's tokenizer in ``folder`` whose chat template is ``style``."""
-    from guardrail.evaluation.utility.jinja_style import jinja_template
     from guardrail.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model, trust_remote_code)
@@ -160,7 +199,7 @@ def _evaluate(
     """The harness's report, and the prompt style in force (None: the tasks' plain text, as for a base model)."""
     from lm_eval import simple_evaluate
 
-    from guardrail.models.loading import check_loadable, load_tokenizer
+    from guardrail.models.loading import check_loadable
 
     check_loadable(model, config.trust_remote_code)
     arguments: dict[str, Any] = {
@@ -168,13 +207,8 @@ def _evaluate(
         "dtype": config.torch_dtype,
         "trust_remote_code": config.trust_remote_code,
     }
-    style = config.prompt_style
-    if style is None and getattr(load_tokenizer(model, config.trust_remote_code), "chat_template", None):
-        style = "chat_template"
-        log("prompt style: the tokenizer's own chat template (--prompt_style overrides it)")
-    elif style is None:
-        log("prompt style: none, plain task text, because the tokenizer has no chat template (--prompt_style sets one)")
-    elif style != "chat_template":
+    style, reason = choose_style(config, None)
+    if reason == "flag" and style not in (None, "chat_template"):
         arguments["tokenizer"] = style_tokenizer(model, style, folder, config.trust_remote_code)
     if config.generation_backend == "vLLM":
         arguments["tensor_parallel_size"] = config.tensor_parallel_size
@@ -182,7 +216,7 @@ def _evaluate(
             arguments["data_parallel_size"] = config.data_parallel_size
     try:
         raw = simple_evaluate(
-            model=BACKENDS[config.generation_backend],
+            model=HARNESS_BACKENDS[config.generation_backend],
             model_args=arguments,
             tasks=list(config.tasks),
             task_manager=manager,

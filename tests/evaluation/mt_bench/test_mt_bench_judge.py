@@ -13,7 +13,7 @@ from guardrail.core.openai_client import Client
 from guardrail.evaluation.mt_bench import judge as judging
 from guardrail.evaluation.mt_bench import summary
 from guardrail.evaluation.mt_bench.data import load_question_set
-from guardrail.evaluation.mt_bench.rating import Rating, parse_align_anything_rating, parse_rating
+from guardrail.evaluation.mt_bench.judge import Rating, parse_align_anything_rating, parse_rating
 
 
 @pytest.fixture(autouse=True)

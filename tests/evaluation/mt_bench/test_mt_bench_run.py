@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,12 +14,9 @@ from toys import REPOSITORY
 from guardrail.core import openai_client
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
+from guardrail.evaluation import benchmarks as entry
 from guardrail.evaluation.mt_bench import answers as answering
 from guardrail.evaluation.mt_bench.data import load_question_set
-
-spec = importlib.util.spec_from_file_location("benchmarks_main", REPOSITORY / "__main__.py")
-entry = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(entry)
 
 
 @pytest.fixture(autouse=True)
@@ -107,15 +103,26 @@ def test_a_failing_judge_leaves_answers_and_earlier_scores(flags, tmp_path):
 
 
 def test_failed_judgements_are_asked_for_again(flags, tmp_path):
-    with ScriptedServer(lambda payload, n: "[[6]]" if n % 2 else Status(400)) as server:
-        headline = entry.main(
-            [*flags, "--judge_model=judge", f"--judge_base_url={server.base_url}", "--judge_workers=1"]
-        )
+    with ScriptedServer(lambda payload, n: "[[8]]" if n >= 6 else "[[6]]" if n % 2 else Status(400)) as server:
+        judged = [*flags, "--judge_model=judge", f"--judge_base_url={server.base_url}", "--judge_workers=1"]
+        headline = entry.main(judged)
         assert headline["n_failed"] == 3 and headline["custom_mt_bench_score_1_to_10"] == 6
-    with ScriptedServer(lambda payload, n: "[[8]]") as server:
-        headline = entry.main([*flags, "--judge_model=judge", f"--judge_base_url={server.base_url}"])
-        assert len(server.requests) == 3 and headline["n_failed"] == 0
+        headline = entry.main(judged)
+        assert len(server.requests) == 9 and headline["n_failed"] == 0
         assert headline["custom_mt_bench_score_1_to_10"] == 7
+
+
+def test_another_server_is_another_judge(flags, tmp_path, monkeypatch):
+    """The same name may be another model there: its ratings are never reused, wherever the address comes from."""
+    with ScriptedServer(lambda payload, n: "[[6]]") as one, ScriptedServer(lambda payload, n: "[[8]]") as two:
+        judged = [*flags, "--judge_model=judge"]
+        assert entry.main([*judged, f"--judge_base_url={one.base_url}"])["custom_mt_bench_score_1_to_10"] == 6
+        monkeypatch.setenv("OPENAI_BASE_URL", two.base_url)
+        assert entry.main(judged)["custom_mt_bench_score_1_to_10"] == 8
+        monkeypatch.setenv("OPENAI_BASE_URL", one.base_url)
+        assert entry.main(judged)["custom_mt_bench_score_1_to_10"] == 6
+        assert (len(one.requests), len(two.requests)) == (12, 6)
+        assert entry.main(judged)["reused"] is True
 
 
 def test_answers_of_a_file_are_judged_without_a_model(tmp_path, question_folder, answers_file):
@@ -151,12 +158,13 @@ class Echo:
     """A backend that says what it was asked, as text; ids are the toy tokenizer's."""
 
     name = "hf"
+    many_processes = True
     unit_rows, unit_tokens = 64, 1 << 20
 
     def __init__(self, tokenizer, answer="  one two three  "):
         self.tokenizer, self.answer, self.seen = tokenizer, answer, []
 
-    def generate(self, requests, options, on_batch=None):
+    def generate(self, requests, options):
         from guardrail.generation import Completion
 
         self.seen += [(request, options) for request in requests]

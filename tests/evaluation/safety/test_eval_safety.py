@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,19 +14,13 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.data.prompts import encode_prompt, encode_supervised
-from guardrail.evaluation.safety.answers import SafetyConfig, build_requests, evaluate_safety
+from guardrail.evaluation.safety.command import build_parser, main
+from guardrail.evaluation.safety.evaluate import SafetyConfig, build_prompts, evaluate_safety
 from guardrail.generation import Request, SamplingOptions, make_backend
 from guardrail.models.loading import load_tokenizer
 
 SCHEMA = json.loads((REPOSITORY / "configs/schemas/results.schema.json").read_text())
 PROMPTS = ["Polish a moonstone", "Read Ann's diary", "Polish a moonstone", "Paint the boat red, please"]
-
-
-def load_entry_point():
-    spec = importlib.util.spec_from_file_location("eval_safety_entry", REPOSITORY / "eval_safety.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def checked(path):
 
 def test_rows_ids_and_provenance(flags, tmp_path):
     """G1: N rows in, N rows out, duplicates included, in the bench's order, and the file says from what."""
-    headline = load_entry_point().main(flags)
+    headline = main(flags)
     document = checked(tmp_path / "out" / "results.json")
     rows, run = document["results"], document["run"]
     assert [r["question"] for r in rows] == PROMPTS
@@ -71,7 +64,7 @@ def test_rows_ids_and_provenance(flags, tmp_path):
 
 def test_prompts_are_the_ones_training_would_use(tiny_model, flags, tmp_path):
     """T2: the prompt ids begin with exactly one BOS and are the prompt part of the training sequence."""
-    load_entry_point().main([*flags, "--do_sample=False"])
+    main([*flags, "--do_sample=False"])
     row = checked(tmp_path / "out" / "results.json")["results"][0]
     tokenizer = load_tokenizer(str(tiny_model))
     messages = [{"role": "user", "content": PROMPTS[0]}]
@@ -86,7 +79,6 @@ def test_prompts_are_the_ones_training_would_use(tiny_model, flags, tmp_path):
 
 def test_unchanged_runs_are_reused_and_other_options_keep_the_old_file(flags, tmp_path, monkeypatch):
     """G5: a rerun does not append; G3: five seeds do not overwrite one file."""
-    main = load_entry_point().main
     assert main(flags)["reused"] is False
     first = read_json(tmp_path / "out" / "results.json")
     assert main(flags)["reused"] is True
@@ -101,12 +93,11 @@ def test_unchanged_runs_are_reused_and_other_options_keep_the_old_file(flags, tm
 
 def test_seed_in_the_path_is_filled_in(flags, tmp_path):
     seeded = [f if not f.startswith("--save_path") else f"--save_path={tmp_path}/seed-{{seed}}" for f in flags]
-    load_entry_point().main([*seeded, "--seed=7"])
+    main([*seeded, "--seed=7"])
     assert (tmp_path / "seed-7" / "results.json").is_file()
 
 
 def test_samples_of_a_prompt_are_separate_rows_and_extend_fewer_samples(flags, tmp_path):
-    main = load_entry_point().main
     main([*flags, "--samples_per_prompt=3", "--temperature=1.5", "--top_p=1.0"])
     rows = checked(tmp_path / "out" / "results.json")["results"]
     assert len({(r["id"], r["sample"]) for r in rows}) == 12
@@ -123,8 +114,8 @@ def test_prefilled_ids_are_the_answers_own_first_ids(tiny_model, tmp_path):
     pairs = tmp_path / "refusals.jsonl"
     pairs.write_text(json.dumps([{"role": "user", "content": "Q?"}, {"role": "assistant", "content": answer}]) + "\n")
     config = SafetyConfig(
-        str(tiny_model),
-        str(tmp_path / "out"),
+        model_name_or_path=str(tiny_model),
+        save_path=str(tmp_path / "out"),
         safety_bench="hex-phi_with_refusal_prefix",
         bench_data=str(pairs),
         prompt_style="llama2_base",
@@ -133,15 +124,13 @@ def test_prefilled_ids_are_the_answers_own_first_ids(tiny_model, tmp_path):
         max_new_tokens=4,
         do_sample=False,
     )
-    from guardrail.data.benches import load_bench
-
-    requests, prompts = build_requests(tokenizer, config, load_bench(config.safety_bench, config.bench_data))
+    (encoded,) = build_prompts(tokenizer, config, config.bench())
     prompt = encode_prompt(tokenizer, "llama2_base", [{"role": "user", "content": "Q?"}])
     trained = encode_supervised(
         tokenizer, "llama2_base", [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": answer}]
     ).input_ids
-    assert requests[0].prompt_ids == trained[: len(prompt) + 5]
-    prefill = next(iter(prompts.values()))["prefill"]
+    assert encoded.ids == trained[: len(prompt) + 5]
+    prefill = encoded.columns["prefill"]
     assert answer.startswith(prefill) and 0 < len(prefill) < len(answer)
     evaluate_safety(config)
     row = checked(tmp_path / "out" / "results.json")["results"][0]
@@ -150,14 +139,13 @@ def test_prefilled_ids_are_the_answers_own_first_ids(tiny_model, tmp_path):
 
 
 def test_older_spelling_of_the_prefix_flag_is_the_same_flag():
-    parser = load_entry_point().build_parser()
+    parser = build_parser()
     base = ["--model_name_or_path=m", "--save_path=s"]
     for flag in ("--num_prefix_tokens=3", "--num_perfix_tokens=3"):
         assert parser.parse_args([*base, flag]).num_prefix_tokens == 3
 
 
 def test_eval_templates_change_the_prompt(flags, tmp_path):
-    main = load_entry_point().main
     seen = set()
     for template in ("plain", "null", "alpaca", "pure_bad", "helpful", "aoa"):
         used = [f if not f.startswith("--eval_template") else f"--eval_template={template}" for f in flags]
@@ -181,10 +169,10 @@ def test_judging_on_the_spot_happens_after_the_results_are_saved(flags, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(stage, "judge_answers", crash)
         with pytest.raises(RuntimeError, match="judge crashed"):
-            load_entry_point().main(judged)
-    headline = load_entry_point().main(judged)
+            main(judged)
+    headline = main(judged)
     assert headline["reused"] is False and (tmp_path / "out" / "key-word.json").is_file()
-    assert load_entry_point().main(flags)["reused"] is True, "the generation was kept"
+    assert main(flags)["reused"] is True, "the generation was kept"
 
 
 @pytest.mark.parametrize(
@@ -211,19 +199,19 @@ def test_wrong_input_is_one_line_before_a_model_loads(flags, flag, expected, mon
 
     monkeypatch.setattr(hf, "load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=expected) as error:
-        load_entry_point().main([*flags, flag])
+        main([*flags, flag])
     assert "\n" not in str(error.value)
 
 
 def test_samples_without_sampling_are_refused(flags):
     with pytest.raises(UserError, match="same answer"):
-        load_entry_point().main([*flags, "--do_sample=False", "--samples_per_prompt=2"])
+        main([*flags, "--do_sample=False", "--samples_per_prompt=2"])
 
 
 def test_decoding_sweep_tabulates_points_and_best_of_k(flags, tmp_path):
     judged = [f for f in flags if not f.startswith("--evaluator")] + ["--evaluator=key_word"]
     sweep = ["--decoding_sweep=True", "--sweep_temperatures=0.5,1.5", "--sweep_top_p=0.9,1", "--samples_per_prompt=2"]
-    headline = load_entry_point().main([*judged, *sweep])
+    headline = main([*judged, *sweep])
     document = read_json(tmp_path / "out" / "sweep.json")
     assert headline["n_points"] == 4
     assert [(p["temperature"], p["top_p"]) for p in document["points"]] == [(0.5, 0.9), (0.5, 1), (1.5, 0.9), (1.5, 1)]
@@ -234,7 +222,7 @@ def test_decoding_sweep_tabulates_points_and_best_of_k(flags, tmp_path):
         assert checked(point["results"])["run"]["config"]["temperature"] == point["temperature"]
     assert document["all_points"]["n_samples_per_prompt"] == 8
     with pytest.raises(UserError, match="leave out --do_sample False"):
-        load_entry_point().main([*flags, *sweep[:3], "--do_sample=False"])
+        main([*flags, *sweep[:3], "--do_sample=False"])
 
 
 @pytest.mark.slow

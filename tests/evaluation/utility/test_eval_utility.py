@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,10 +15,7 @@ from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
 from guardrail.data.rows import load_rows
-
-spec = importlib.util.spec_from_file_location("eval_utility", REPOSITORY / "eval_utility.py")
-eval_utility = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(eval_utility)
+from guardrail.evaluation.utility import evaluate as eval_utility
 
 
 @pytest.fixture
@@ -62,9 +58,7 @@ def test_results_metrics_and_run_record(flags, tmp_path, samsum_file):
 def test_unchanged_is_not_run_again_and_needs_no_model(flags, tmp_path, monkeypatch):
     eval_utility.main(flags)
     before = (tmp_path / "out" / "samsum.json").read_bytes()
-    monkeypatch.setattr(
-        "guardrail.evaluation.utility.evaluate._make_backend", lambda config: pytest.fail("built an engine")
-    )
+    monkeypatch.setattr("guardrail.evaluation.completions.backend_of", lambda *_: pytest.fail("built an engine"))
     assert eval_utility.main(flags)["reused"] is True
     assert (tmp_path / "out" / "samsum.json").read_bytes() == before
 
@@ -142,9 +136,7 @@ def test_loss_only_and_beside_generation(flags, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_a_model_loads(flags, tmp_path, monkeypatch, extra, message):
-    monkeypatch.setattr(
-        "guardrail.evaluation.utility.evaluate._make_backend", lambda config: pytest.fail("built an engine")
-    )
+    monkeypatch.setattr("guardrail.evaluation.completions.backend_of", lambda *_: pytest.fail("built an engine"))
     names = [flag.split("=")[0].lstrip("-") for flag in extra]
     with pytest.raises(UserError, match=message):
         eval_utility.main([*without(flags, *names), *extra])

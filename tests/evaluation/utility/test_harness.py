@@ -12,7 +12,7 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt, encode_supervised, style_names
 from guardrail.evaluation.utility import harness
-from guardrail.evaluation.utility.jinja_style import jinja_template
+from guardrail.evaluation.utility.harness import jinja_template
 
 NAMED = [name for name in style_names() if name != "chat_template"]
 CONVERSATIONS = [
@@ -133,7 +133,11 @@ def test_an_unknown_task_gives_near_names():
 def test_a_missing_harness_is_one_clear_line(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"requirements-lm-eval\.txt"):
-        harness.run_harness(harness.HarnessConfig(("boats",), "toy", str(tmp_path), str(tiny_model)))
+        harness.run_harness(
+            harness.HarnessConfig(
+                tasks=("boats",), model_id="toy", output_dir=str(tmp_path), model_name_or_path=str(tiny_model)
+            )
+        )
 
 
 def load_entry():

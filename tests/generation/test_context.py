@@ -8,7 +8,7 @@ import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
-from guardrail.evaluation.utility.context import context_tokens, fit_conversation, prompt_limit
+from guardrail.generation.context import context_tokens, fit_conversation, prompt_limit
 
 STYLE = "llama2_base"
 

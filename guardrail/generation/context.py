@@ -40,10 +40,8 @@ def context_tokens(model_name_or_path: str) -> int | None:
 
 
 def backend_context(backend: Any) -> int | None:
-    """The context of a generation backend: the engine's or server's own where it may be shorter than the model's."""
-    found = [context_tokens(backend.model_name_or_path)]
-    if backend.name != "hf":
-        found.append(backend.context_tokens)
+    """The context of a generation backend: the engine's or server's own where it is shorter than the model's."""
+    found = (context_tokens(backend.model_name_or_path), backend.context_tokens)
     return min((tokens for tokens in found if tokens is not None), default=None)
 
 
