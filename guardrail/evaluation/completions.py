@@ -39,7 +39,9 @@ class EvaluationOptions(EngineOptions, DecodingOptions):
 
     model_name_or_path: str = option(help="model folder, output folder holding slice_end/, or hub name", decides=False)
     save_path: str = option(help="the results file (.json); {seed} in it is filled in", decides=False)
-    model_family: str | None = option(None, "default: the prompt style's", choices=model_families, decides=False)
+    model_family: str | None = option(
+        None, "default: the prompt style's", choices=lambda: tuple(model_families()), decides=False
+    )
     prompt_style: str | None = option(None, "prompt style")
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ class UtilityConfig(EvaluationOptions):
     model_family: str | None = option(
         "llama2_base",
         "prompt style used when --prompt_style is not given",
-        choices=model_families,
+        choices=lambda: tuple(model_families()),
         decides=False,
     )
     prompt_style: str | None = option(None, "prompt style", choices=style_names)
