@@ -71,6 +71,7 @@ class ScriptedServer:
         self.script = script
         self.models = models
         self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []  # sent with GET requests
         self.closing = threading.Event()
         self.lock = threading.Lock()
         outer = self
@@ -87,6 +88,7 @@ class ScriptedServer:
                 self.wfile.write(body)
 
             def do_GET(self) -> None:
+                outer.keys.append(self.headers.get("Authorization"))
                 if isinstance(outer.models, bytes):
                     self.send(200, outer.models)
                 else:

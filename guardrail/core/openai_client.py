@@ -172,10 +172,10 @@ class Client:
     def _once(self, path: str, payload: dict[str, Any] | None, attempt: int) -> tuple[Reply, float | None, bool]:
         """``(reply, seconds the server asks to wait, worth another try)``."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := api_key():
-            headers["Authorization"] = f"Bearer {key}"
         data = None if payload is None else json.dumps(payload).encode("utf-8")
         request = urllib.request.Request(f"{self.base_url}/{path}", data, headers)
+        if key := api_key():
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # not for whom a server points to
         deadline = time.monotonic() + self.timeout_sec
         try:
             with self._opener.open(request, timeout=self.timeout_sec) as response:

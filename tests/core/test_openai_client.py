@@ -163,6 +163,16 @@ def test_the_key_is_sent_and_never_shown(monkeypatch):
         assert "k-123" not in repr(reply) and "[key]" in reply.detail
 
 
+def test_the_key_does_not_follow_a_redirection(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k-123")
+    with ScriptedServer(lambda *_: "fine") as other:
+        moved = Status(302, {"Location": f"{other.base_url}/chat/completions"})
+        with ScriptedServer(lambda *_: moved) as server:
+            Client(server.base_url, max_retries=0).chat("judge", HELLO)
+            assert server.requests[0]["_key"] == "Bearer k-123"
+        assert other.keys == [None]
+
+
 def test_a_proxy_is_not_asked_for_loopback(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with ScriptedServer(lambda payload, n: "direct") as server:
