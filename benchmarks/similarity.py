@@ -96,8 +96,8 @@ def bench_extraction(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from guardrail.similarity.representations.hidden_states import HfRunner
     from guardrail.similarity.representations.options import model_facts, resolve_options
-    from guardrail.similarity.representations.runner import HfRunner
     from guardrail.similarity.representations.sequences import TokenSequence
 
     layers, width, inner, heads = (32, 4096, 11008, 32) if big else (8, 512, 1376, 8)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, clear_leftovers, hash_file, read_json, write_json, write_text
 from guardrail.data.rows import Row
@@ -65,9 +66,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another output folder") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"waiting for another process that writes into {folder}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

@@ -40,6 +40,16 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def auto_dtype() -> str:
+    """What ``auto`` means here: bfloat16 on a GPU, float32 on a CPU. Imports torch only where there may be a GPU."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return "float32"
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 def pick_device() -> torch.device:
     """This rank's GPU, or the CPU."""
     import torch

@@ -17,10 +17,15 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json
 from guardrail.data.rows import Row, hash_rows, load_rows
 from guardrail.similarity.representations import store as stores
-from guardrail.similarity.representations.align import check_comparable
 from guardrail.similarity.representations.extract import extract_representations
 from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts
-from guardrail.similarity.representations.read import SUFFIXES, Representations, locate, read_representations
+from guardrail.similarity.representations.read import (
+    SUFFIXES,
+    Representations,
+    check_comparable,
+    locate,
+    read_representations,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -86,8 +86,7 @@ def _compute(
 
     from guardrail.similarity.clustering import describe, fit
     from guardrail.similarity.clustering.figure import draw_clusters
-    from guardrail.similarity.representations.align import align_rows
-    from guardrail.similarity.representations.read import read_representations
+    from guardrail.similarity.representations.read import align_rows, read_representations
     from guardrail.similarity.selection.output import save_array
 
     reps = read_representations(config.reps, config.view)

@@ -8,19 +8,29 @@ within its batch.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardrail.core import ranks
-from guardrail.core.cli import log
+from guardrail.core.cli import Parser, log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, require_free_space
+from guardrail.core.options import add_options, read_options
 from guardrail.core.progress import progress
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.data.rows import Row, hash_rows
+from guardrail.data.hub_layout import folder_lock
+from guardrail.data.prompts import style_fingerprint
+from guardrail.data.rows import Row, hash_rows, load_rows
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 from guardrail.similarity.representations import store as stores
-from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts
+from guardrail.similarity.representations.options import ExtractionConfig, ExtractionOptions, ModelFacts, model_facts
+from guardrail.similarity.representations.sequences import make_sequence, require_answers
+
+if TYPE_CHECKING:
+    from guardrail.similarity.representations.hidden_states import HfRunner
+    from guardrail.similarity.representations.vllm_backend import VllmRunner
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt", "chat_template.jinja")
 
@@ -41,6 +51,76 @@ def plan_shards(rows: list[Row]) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def build_parser() -> Parser:
+    parser = Parser(description="Extract one representation per example: hidden states, computed without logits.")
+    add_options(parser, ExtractionConfig)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    config = read_options(ExtractionConfig, build_parser().parse_args(argv))
+    facts = model_facts(config.model_name_or_path, config.architecture)
+    options = config.resolve(facts)
+    if options.backend == "vllm":
+        from guardrail.generation.vllm_engine import require_vllm
+
+        require_vllm()
+    rows = load_rows(config.rows_path, split=config.split, name=config.dataset_name, limit=config.limit)
+    manifest = extract_representations(
+        rows,
+        {"path": config.rows_path, "split": config.split, "name": config.dataset_name, "limit": config.limit},
+        config.model_name_or_path,
+        options,
+        facts,
+        config.store,
+        batch_tokens=config.batch_tokens,
+        export=config.export_pt,
+        overwrite=config.overwrite,
+        trust_remote_code=config.trust_remote_code,
+    )
+    keys = ("n_rows", "dim", "views", "n_truncated", "n_excluded", "n_tokens", "reused")
+    return {
+        "store": str(config.store),
+        "reps": str(config.store / stores.EXPORT) if config.export_pt else None,
+        **{key: manifest[key] for key in keys},
+    }
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What one run works on."""
+
+    rows: list[Row]
+    source: dict[str, Any]
+    model: str
+    options: ExtractionOptions
+    facts: ModelFacts
+    store: Path
+    inputs: dict[str, str | None]
+    batch_tokens: int | None
+    export: bool
+    trust_remote_code: bool
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.options.as_config(), self.inputs)
+
+    def shard_file(self, number: int) -> Path:
+        return stores.shard_file(self.store, self.fingerprint, number)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of this very run, if all its files are there (somebody may have deleted some)."""
+        manifest = stores.read_manifest(self.store)
+        if manifest is None or manifest["fingerprint"] != self.fingerprint:
+            return None
+        files = [self.shard_file(n) for n in range(manifest["n_shards"])]
+        files += [self.store / stores.ROWS, *([self.store / stores.EXPORT] if self.export else [])]
+        if not all(file.is_file() for file in files):
+            return None
+        log(f"{self.store} is up to date: {manifest['n_rows']} rows, {', '.join(manifest['views'])}")
+        return {**manifest, "reused": True}
+
+
 def extract_representations(
     rows: list[Row],
     source: dict[str, Any],
@@ -55,90 +135,81 @@ def extract_representations(
 ) -> dict[str, Any]:
     """Fill ``store`` with the representations of ``rows`` and return its manifest; all ranks call it.
 
+    A second run into the same store waits for the first. What is complete is not computed again.
+
     Args:
         source: where the rows come from (``{"path": ..., "split": ...}``), for the manifest.
         batch_tokens: padded tokens per batch; ``None`` picks 1024 on a CPU and searches on a GPU.
         overwrite: replace a store of another data set.
 
-    Raises ``UserError``: a store of another data set is in the way, non-finite representations (with the row ids),
-    a row that does not fit in memory, all rows excluded.
+    Raises ``UserError``: no rows, rows without the answer that is needed, a store of another data set is in the way,
+    non-finite representations (with the row ids), a row that does not fit in memory, all rows excluded.
     """
     started = time.time()
-    inputs = {"model": hash_checkpoint(model), "data": hash_rows(rows)}
-    print_ = fingerprint(options.as_config(), inputs)
+    if not rows:
+        raise UserError(f"{source['path']} has no rows; there is nothing to extract")
+    require_answers(rows, options)
+    style = options.prompt_style
+    template = None if style is None else style_fingerprint(style, Path(resolve_checkpoint(model)))
+    inputs = {"model": hash_checkpoint(model), "data": hash_rows(rows), "prompt_template": template}
+    run = Extraction(rows, source, model, options, facts, store, inputs, batch_tokens, export, trust_remote_code)
+    done = run.finished()
+    if done is not None:
+        return done
     old = stores.read_manifest(store)
-    if old is not None and old.get("fingerprint") == print_ and _whole(store, old, export):
-        log(f"{store} is up to date: {old['n_rows']} rows, {', '.join(old['views'])}")
-        return {**old, "reused": True}
     if old is None and (store / stores.MANIFEST).exists():
         raise UserError(f"{store} has a manifest.json of something else; choose another --output_dir")
-    if old is not None and old.get("source") != source and not overwrite:
+    if old is not None and old["source"] != source and not overwrite:
         raise UserError(
-            f"{store} holds representations of other data ({old['source']['path']}, split {old['source']['split']}); "
-            "choose another --output_dir, or --overwrite True to replace them"
+            f"{store} holds representations of other data ({old['source']['path']}, "
+            f"split {old['source'].get('split')}); choose another --output_dir, or --overwrite True to replace them"
         )
     shards = plan_shards(rows)
-    missing = [
-        (number, members)
-        for number, members in enumerate(shards)
-        if not stores.shard_file(store, print_, number).is_file()
-    ]
-    if len(missing) < len(shards):
-        log(f"resuming {store}: {len(shards) - len(missing)} of {len(shards)} shards are there")
-    with ranks.process_group():
+    with ranks.process_group(), folder_lock(store) if ranks.is_main() else nullcontext():
+        ranks.barrier()  # the lock is held
+        done = run.finished()  # by the process that held it before
+        if done is not None:
+            return done
+        missing = [
+            (number, members)
+            for number, members in enumerate(shards)
+            if not stores.is_whole(run.shard_file(number), members, options.views)
+        ]
+        if len(missing) < len(shards):
+            log(f"resuming {store}: {len(shards) - len(missing)} of {len(shards)} shards are there")
         ranks.barrier()  # every rank has listed what is missing before any rank writes
         mine = ranks.shard(missing)
         if mine:
-            _extract_shards(rows, mine, model, options, facts, store, print_, batch_tokens, trust_remote_code)
+            _extract_shards(run, mine)
         ranks.barrier()
         if ranks.is_main():
-            _finish(rows, source, model, options, facts, store, print_, inputs, len(shards), export, started)
+            _finish(run, len(shards), started)
+        ranks.barrier()
     manifest = stores.read_manifest(store)
     assert manifest is not None
     return {**manifest, "reused": False}
 
 
-def _whole(store: Path, manifest: dict[str, Any], export: bool) -> bool:
-    """Are all files of a finished store there (somebody may have deleted the export or a shard)?"""
-    files = [stores.shard_file(store, manifest["fingerprint"], n) for n in range(manifest["n_shards"])]
-    files += [store / stores.ROWS, *([store / stores.EXPORT] if export else [])]
-    return all(file.is_file() for file in files)
-
-
-def _extract_shards(
-    rows: list[Row],
-    shards: list[tuple[int, list[int]]],
-    model: str,
-    options: ExtractionOptions,
-    facts: ModelFacts,
-    store: Path,
-    print_: str,
-    batch_tokens: int | None,
-    trust_remote_code: bool,
-) -> None:
+def _extract_shards(run: Extraction, shards: list[tuple[int, list[int]]]) -> None:
     import torch
 
     from guardrail.models.loading import load_tokenizer, torch_dtype
-    from guardrail.similarity.representations.sequences import make_sequence
 
-    tokenizer = load_tokenizer(model, trust_remote_code)
-    if options.backend == "vllm":
-        from guardrail.similarity.representations.vllm_backend import VllmRunner as Runner
-    else:
-        from guardrail.similarity.representations.runner import HfRunner as Runner
-    runner = Runner(model, options, facts, tokenizer, batch_tokens, trust_remote_code)
-    stored_dtype = torch_dtype(runner.dtype if options.dtype == "auto" else options.dtype)
+    tokenizer, options, rows = load_tokenizer(run.model, run.trust_remote_code), run.options, run.rows
+    runner = _make_runner(run, tokenizer)
+    stored_dtype = torch_dtype(options.dtype)
     with progress(total=sum(len(members) for _, members in shards), desc="representations") as bar:
         for number, members in shards:
-            sequences = {row: make_sequence(tokenizer, rows[row], options) for row in members}
-            kept = sorted(row for row in members if sequences[row] is not None)
+            made = {row: make_sequence(tokenizer, rows[row], options) for row in members}
+            sequences = {row: made_ for row, made_ in sorted(made.items()) if made_ is not None}
+            kept = list(sequences)
             if number == shards[0][0] and kept:
                 size = torch.finfo(stored_dtype).bits // 8
-                require_free_space(store, 2 * len(rows) * runner.dim * len(options.views) * size)
+                require_free_space(run.store, 2 * len(rows) * runner.dim * len(options.views) * size)
             # NaN first: a row that no batch has filled cannot pass for a representation
             out = {view: torch.full((len(kept), runner.dim), float("nan")) for view in options.views}
             place = {row: i for i, row in enumerate(kept)}
-            for batch, values in runner.run([(row, sequences[row]) for row in kept]):
+            for batch, values in runner.run(list(sequences.items())):
                 where = torch.tensor([place[row] for row in batch])
                 for view in options.views:
                     out[view][where] = values[view]
@@ -146,10 +217,21 @@ def _extract_shards(
             bar.update(len(members) - len(kept))
             stored = {view: tensor.to(stored_dtype) for view, tensor in out.items()}
             _refuse_non_finite(stored, kept, rows)
-            stored["rows"] = torch.tensor(kept, dtype=torch.long)
-            stored["n_tokens"] = torch.tensor([sequences[row].n_tokens for row in kept], dtype=torch.int32)
-            stored["n_tokens_full"] = torch.tensor([sequences[row].n_tokens_full for row in kept], dtype=torch.int32)
-            stores.write_shard(stores.shard_file(store, print_, number), stored)
+            counts = [[s.n_tokens, s.n_tokens_full] for s in sequences.values()]
+            tokens = torch.tensor(counts, dtype=torch.int32).reshape(-1, 2)
+            stored |= {"rows": torch.tensor(kept, dtype=torch.long), "n_tokens": tokens[:, 0]}
+            stores.write_shard(run.shard_file(number), {**stored, "n_tokens_full": tokens[:, 1]})
+
+
+def _make_runner(run: Extraction, tokenizer: Any) -> HfRunner | VllmRunner:
+    settings = (run.model, run.options, run.facts, tokenizer, run.batch_tokens, run.trust_remote_code)
+    if run.options.backend == "vllm":
+        from guardrail.similarity.representations.vllm_backend import VllmRunner
+
+        return VllmRunner(*settings)
+    from guardrail.similarity.representations.hidden_states import HfRunner
+
+    return HfRunner(*settings)
 
 
 def _refuse_non_finite(views: dict[str, Any], kept: list[int], rows: list[Row]) -> None:
@@ -165,28 +247,13 @@ def _refuse_non_finite(views: dict[str, Any], kept: list[int], rows: list[Row]) 
             )
 
 
-def _finish(
-    rows: list[Row],
-    source: dict[str, Any],
-    model: str,
-    options: ExtractionOptions,
-    facts: ModelFacts,
-    store: Path,
-    print_: str,
-    inputs: dict[str, str],
-    n_shards: int,
-    export: bool,
-    started: float,
-) -> None:
-    from safetensors import safe_open
-
+def _finish(run: Extraction, n_shards: int, started: float) -> None:
+    rows, options = run.rows, run.options
     n_rows = n_truncated = n_tokens = 0
     dim, dtype = None, None
     for number in range(n_shards):
-        with safe_open(stores.shard_file(store, print_, number), framework="pt") as handle:
-            counts, full = handle.get_tensor("n_tokens"), handle.get_tensor("n_tokens_full")
-            first = handle.get_tensor(options.views[0])
-            dim, dtype = first.shape[1], str(first.dtype).removeprefix("torch.")
+        counts, full, first = stores.read_shard(run.shard_file(number), ("n_tokens", "n_tokens_full", options.views[0]))
+        dim, dtype = first.shape[1], str(first.dtype).removeprefix("torch.")
         n_rows += len(counts)
         n_tokens += int(counts.sum())
         n_truncated += int((full > counts).sum())
@@ -201,12 +268,13 @@ def _finish(
     manifest = {
         "format": stores.FORMAT,
         "kind": stores.KIND,
-        "fingerprint": print_,
-        "model": {"path": model, "hash": inputs["model"], "tokenizer_hash": hash_tokenizer(model)},
-        "data_hash": inputs["data"],
-        "source": source,
+        "fingerprint": run.fingerprint,
+        "model": {"path": run.model, "hash": run.inputs["model"], "tokenizer_hash": hash_tokenizer(run.model)},
+        "data_hash": run.inputs["data"],
+        "prompt_template": run.inputs["prompt_template"],
+        "source": run.source,
         "options": options.as_config(),
-        "n_layers": facts.n_layers,
+        "n_layers": run.facts.n_layers,
         "views": list(options.views),
         "dim": dim,
         "dtype": dtype,
@@ -219,10 +287,10 @@ def _finish(
             "get_representation",
             options.as_config(),
             n=n_rows,
-            model_hash=inputs["model"],
-            data_hash=inputs["data"],
+            model_hash=run.inputs["model"],
+            data_hash=run.inputs["data"],
             processes=ranks.world_size(),
             extraction_sec=round(time.time() - started, 3),
         ),
     }
-    stores.finish_store(store, manifest, [row["id"] for row in rows], export)
+    stores.finish_store(run.store, manifest, [row["id"] for row in rows], run.export)

@@ -8,12 +8,15 @@ Negative numbers count from the end: -1 is L.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import positive_int
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.options import option
 from guardrail.data.prompts import check_style
 from guardrail.models.checkpoints import read_config
-from guardrail.models.loading import DTYPES
+from guardrail.models.loading import DTYPES, auto_dtype
 
 POSITIONS = ("eos", "completion_last", "prompt_last", "completion_mean", "mean")
 TEXTS = ("full", "prompt", "completion")
@@ -32,9 +35,70 @@ VALID_POSITIONS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """Options of an extraction as they are asked for. Of files that are read, the content decides, not the path."""
+
+    dataset_folder: str = option(help="the store goes to <dataset_folder>/reps/<model_id>/", decides=False)
+    dataset_data: str | None = option(
+        None, "rows: a file, a data-set folder or a hub name (default: dataset_folder itself)", decides=False
+    )
+    split: str | None = option(None, "split of dataset_data, where it has several")
+    dataset_name: str | None = option(None, "hub configuration of dataset_data")
+    limit: int | None = option(None, "use the first rows only", parse=positive_int)
+    model_id: str = option(help="name of the model's folder under reps/", decides=False)
+    model_name_or_path: str = option(help="model folder (or one holding slice_end/) or hub name", decides=False)
+    output_dir: str | None = option(None, "store folder, instead of <dataset_folder>/reps/<model_id>", decides=False)
+    prompt_style: str | None = option(None, f"chat string of causal LMs (default {DEFAULT_STYLE})")
+    layer: str = option("-1", "layer number, several with commas, or 'all'; the first one is exported")
+    position: str | None = option(
+        None,
+        "eos, completion_last, prompt_last, completion_mean, mean; several with commas "
+        "(default: eos, for encoders mean)",
+    )
+    text: str = option("full", "which part of the conversation the model reads", choices=TEXTS)
+    max_length: int | None = option(
+        None, "cap in tokens (default: the model's positions, at most 4096)", parse=positive_int
+    )
+    long_rows: str = option("truncate", "what happens to rows over the cap", choices=LONG_ROWS)
+    final_norm: bool = option(True, "apply the final norm to the last layer")
+    torch_dtype: str = option("auto", "the model's dtype (auto: bfloat16 on GPU, float32 on CPU)")
+    dtype: str = option("auto", "stored dtype: float32, bfloat16, float16 (auto: as computed)")
+    architecture: str = option("auto", "causal LM or encoder", choices=ARCHITECTURES)
+    batch_tokens: int | None = option(
+        None, "padded tokens per batch (default: 1024 on CPU, searched on GPU)", parse=positive_int, decides=False
+    )
+    backend: str = option("hf", "transformers, or vLLM's pooling mode", choices=BACKENDS)
+    export_pt: bool = option(True, "also write reps-full.pt", decides=False)
+    overwrite: bool = option(False, "replace a store of other data", decides=False)
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+
+    @property
+    def rows_path(self) -> str:
+        return self.dataset_data or self.dataset_folder
+
+    @property
+    def store(self) -> Path:
+        if self.output_dir:
+            return Path(self.output_dir)
+        return Path(self.dataset_folder) / "reps" / self.model_id
+
+    def resolve(self, facts: ModelFacts) -> ExtractionOptions:
+        """The options for this model; ``UserError`` for what would do nothing."""
+        if "/" in self.model_id or self.model_id.startswith("."):
+            raise UserError(f"--model_id {self.model_id!r} names a folder under reps/; give a plain name without '/'")
+        return resolve_options(facts, **{name: getattr(self, name) for name in RESOLVED})
+
+
+RESOLVED = (
+    *("layer", "position", "text", "prompt_style", "max_length"),
+    *("long_rows", "final_norm", "torch_dtype", "dtype", "backend"),
+)
+
+
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """Everything that decides the numbers; ``resolve_options`` fills it in from the command line and the model."""
+    """Everything that decides the numbers, ``auto`` resolved; made by ``resolve_options`` for one model."""
 
     architecture: str
     layers: tuple[int, ...]
@@ -163,6 +227,8 @@ def resolve_options(
             raise UserError("--prompt_style has no effect on an encoder, which reads plain text; leave it out")
         if backend == "vllm":
             raise UserError("--backend vllm extracts from causal LMs only; use --backend hf for an encoder")
+    if torch_dtype == "auto":  # now, not when the model is loaded: a store resumed elsewhere must not mix dtypes
+        torch_dtype = auto_dtype()
     layers = parse_layers(layer, facts.n_layers)
     if not final_norm and facts.n_layers not in layers:
         raise UserError(f"--final_norm False only concerns layer {facts.n_layers}, which --layer does not include")
@@ -182,7 +248,7 @@ def resolve_options(
         long_rows=long_rows,
         final_norm=final_norm,
         torch_dtype=torch_dtype,
-        dtype=dtype,
+        dtype=torch_dtype if dtype == "auto" else dtype,
         backend=backend,
     )
 

@@ -1,6 +1,7 @@
 """Load representations: from a store, a ``.pt``, ``.npy`` or ``.safetensors`` file, or a folder of ``reps-*.pt``.
 
 A ``reps-full.pt`` inside a store is its export: the store's manifest (ids, model, options) comes along.
+`align_rows` brings a matrix and its rows together; `check_comparable` refuses matrices of different kinds.
 Nothing is unpickled: ``torch.load(weights_only=True)``, ``numpy.load(allow_pickle=False)``.
 """
 
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file
+from guardrail.data.rows import Row, hash_rows
 from guardrail.similarity.representations import store as stores
 
 if TYPE_CHECKING:
     import torch
 
 SUFFIXES = (".pt", ".npy", ".safetensors")
+FINITE_ROWS = 4096  # rows looked at in one go
 PIECE = re.compile(r"^reps-?(\d+)\.pt$")
 
 
@@ -119,17 +122,34 @@ def read_representations(path: str | Path, view: str | None = None, stack: bool 
         view: which of a store's matrices (``layer16_eos``); the first one by default. Refused for bare tensors.
 
     Raises ``UserError``: nothing readable there, unfinished store, unknown view, not a 2-D tensor of numbers, empty.
-    Non-finite values are refused where they are used (``cosines.inverse_norms``), which reads every row anyway.
+    Rows with NaN or infinity are refused with their numbers.
     """
     kind, place = locate(path, stack)
     if kind == "store":
-        return _read_store(place, view)
+        return _finite(_read_store(place, view))
     if view is not None:
         raise UserError(f"--view {view} needs a representation store, {path} is a bare tensor; leave --view out")
     if kind == "pieces":
-        return Representations(str(path), _join([_load_pt(piece) for piece in _pieces(place)], place))
+        return _finite(Representations(str(path), _join([_load_pt(piece) for piece in _pieces(place)], place)))
     loaders = {".pt": _load_pt, ".npy": _load_npy, ".safetensors": _load_safetensors}
-    return Representations(str(path), loaders[place.suffix](place))
+    return _finite(Representations(str(path), loaders[place.suffix](place)))
+
+
+def _finite(reps: Representations) -> Representations:
+    import torch
+
+    bad: list[int] = []
+    for start in range(0, len(reps), FINITE_ROWS):
+        finite = torch.isfinite(reps.matrix[start : start + FINITE_ROWS]).all(dim=1)
+        if not bool(finite.all()):
+            bad += [start + row for row in (~finite).nonzero().flatten().tolist()]
+    if bad:
+        shown = ", ".join(str(row) for row in bad[:5])
+        raise UserError(
+            f"{reps.path}: {len(bad)} of {len(reps)} representations hold NaN or infinity (rows {shown}, counted from "
+            "0); extract them again with --torch_dtype bfloat16 or float32"
+        )
+    return reps
 
 
 def _read_store(folder: Path, view: str | None) -> Representations:
@@ -149,6 +169,10 @@ def _read_store(folder: Path, view: str | None) -> Representations:
             "one of the two was replaced; extract again"
         )
     index = stores.read_row_index(folder)
+    if len(index["id"]) != manifest["n_rows"]:
+        raise UserError(
+            f"{folder / stores.ROWS} has {len(index['id'])} rows, its manifest says {manifest['n_rows']}; extract again"
+        )
     return Representations(str(folder), matrix, index["id"], index["n_tokens"], manifest, view)
 
 
@@ -197,9 +221,12 @@ def _check(matrix: Any, path: Path) -> torch.Tensor:
     return matrix if matrix.dtype != torch.float64 else matrix.float()
 
 
-def _load_pt(path: Path) -> torch.Tensor:
-    import pickle
+def _unreadable(path: Path, what: str, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+    return UserError(f"cannot read {path} as {what}: {reason}; expected one 2-D matrix, extract it again")
 
+
+def _load_pt(path: Path) -> torch.Tensor:
     import torch
 
     try:
@@ -207,8 +234,8 @@ def _load_pt(path: Path) -> torch.Tensor:
             matrix = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # written in torch's old, non-zip format
             matrix = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a tensor: {str(error).splitlines()[0][:150]}") from error
+    except Exception as error:  # on junk, the unpickler raises whatever the bytes happen to mean
+        raise _unreadable(path, "a tensor", error) from error
     return _check(matrix, path)
 
 
@@ -218,11 +245,14 @@ def _load_npy(path: Path) -> torch.Tensor:
 
     try:
         array = numpy.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a numpy array: {str(error)[:150]}") from error
-    if array.dtype.kind != "f":
-        raise UserError(f"{path} does not hold floating-point numbers, but {array.dtype}")
-    return _check(torch.from_numpy(numpy.ascontiguousarray(array)), path)
+    except Exception as error:  # on junk, the header's parser raises whatever the bytes happen to mean
+        raise _unreadable(path, "a numpy array", error) from error
+    if not isinstance(array, numpy.ndarray) or array.dtype.kind != "f":
+        what = array.dtype if isinstance(array, numpy.ndarray) else "an archive of arrays"
+        raise UserError(f"{path} does not hold floating-point numbers, but {what}; expected one 2-D matrix")
+    if array.dtype.itemsize > 8:
+        array = array.astype(numpy.float64)  # long double: torch has none
+    return _check(torch.from_numpy(numpy.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))), path)
 
 
 def _load_safetensors(path: Path) -> torch.Tensor:
@@ -234,5 +264,65 @@ def _load_safetensors(path: Path) -> torch.Tensor:
             if len(names) != 1:
                 raise UserError(f"{path} holds {len(names)} 2-D tensors; expected exactly one")
             return _check(handle.get_tensor(names[0]), path)
-    except SafetensorError as error:
-        raise UserError(f"cannot read {path}: {str(error)[:150]}") from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, "safetensors", error) from error
+
+
+def align_rows(rows: list[Row], reps: Representations, where: str) -> tuple[list[Row], int]:
+    """The rows in the order of ``reps.matrix``, and how many rows have no representation (excluded as too long).
+
+    Raises ``UserError``: a store of other data, a bare tensor with another number of rows (both numbers shown).
+    """
+    if reps.ids is None or reps.manifest is None:
+        if len(rows) != len(reps):
+            raise UserError(
+                f"{where} has {len(rows)} rows, {reps.path} has {len(reps)} representations; they must agree"
+            )
+        return rows, 0
+    if hash_rows(rows) != reps.manifest["data_hash"]:
+        source = reps.manifest["source"]
+        raise UserError(
+            f"{reps.path} was extracted from other data than {where}: "
+            f"{len(reps) + reps.manifest['n_excluded']} rows of {source['path']} "
+            f"(data hash {reps.manifest['data_hash']}), against {len(rows)} rows "
+            f"(data hash {hash_rows(rows)}); extract again or name the right file"
+        )
+    by_id = {row["id"]: row for row in rows}
+    strange = next((one for one in reps.ids if one not in by_id), None)
+    if strange is not None:
+        raise UserError(f"{reps.path} holds a representation of row {strange}, which {where} lacks; extract again")
+    return [by_id[one] for one in reps.ids], len(rows) - len(reps)
+
+
+def check_comparable(pool: Representations, anchors: Representations) -> list[str]:
+    """Refuse a pool and anchors that cannot be compared; return notes on what could not be checked.
+
+    Raises ``UserError``: other width, other model or tokenizer, other layer, position, text part, style or length cap.
+    """
+    if pool.dim != anchors.dim:
+        raise UserError(
+            f"{pool.path} has width {pool.dim}, {anchors.path} has width {anchors.dim}; "
+            "both must come from the same model and layer"
+        )
+    if pool.manifest is None or anchors.manifest is None:
+        bare = pool.path if pool.manifest is None else anchors.path
+        return [f"{bare} is a bare tensor: model, layer and position could not be checked"]
+    a, b = pool.manifest, anchors.manifest
+    for key in ("hash", "tokenizer_hash"):
+        if a["model"][key] != b["model"][key]:
+            raise UserError(
+                f"{pool.path} and {anchors.path} come from different models ({a['model']['path']}, "
+                f"{b['model']['path']}: {key} differs); extract both with one model"
+            )
+    if pool.view != anchors.view:
+        raise UserError(f"{pool.path} holds {pool.view}, {anchors.path} {anchors.view}; compare one layer and position")
+    differing = [key for key in stores.COMPARED if a["options"][key] != b["options"][key]]
+    if differing:
+        shown = ", ".join(f"{key} {a['options'][key]!r} against {b['options'][key]!r}" for key in differing)
+        raise UserError(f"{pool.path} and {anchors.path} were extracted with different options: {shown}")
+    if a.get("prompt_template") != b.get("prompt_template"):
+        raise UserError(
+            f"{pool.path} and {anchors.path} were extracted with different texts of the prompt style "
+            f"{a['options']['prompt_style']}; extract both again"
+        )
+    return []

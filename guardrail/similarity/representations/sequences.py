@@ -12,6 +12,7 @@ With ``--text prompt`` or ``completion`` only that part is fed to the model (aft
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class TokenSequence:
 def make_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> TokenSequence | None:
     """Tokenise ``row``; ``None`` when it is longer than the cap and ``long_rows`` is ``exclude``."""
     if options.architecture == "encoder":
-        ids, spans = _encoder_sequence(tokenizer, row, options.text)
+        ids, spans = _encoder_sequence(tokenizer, row, options)
     else:
         ids, spans = _causal_sequence(tokenizer, row, options)
     full = len(ids)
@@ -54,10 +55,17 @@ def make_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> Token
     return TokenSequence(ids, {name: spans[name] for name in options.positions}, full)
 
 
-def _require_answer(row: Row, text: str) -> None:
-    if row["messages"][-1]["role"] != "assistant":
+def require_answers(rows: Sequence[Row], options: ExtractionOptions) -> None:
+    """Refuse rows that lack the answer which ``options.text`` needs; says how many and which is the first."""
+    if options.text == "prompt" or (options.text == "full" and options.architecture == "encoder"):
+        return
+    without = [row["id"] for row in rows if row["messages"][-1]["role"] != "assistant"]
+    if without:
+        which = f"row {without[0]} has" if len(rows) == 1 else f"{len(without)} of {len(rows)} rows have"
+        first = "" if len(rows) == 1 else f" (the first is row {without[0]})"
         raise UserError(
-            f"row {row['id']} has no answer, which --text {text} needs; use --text prompt for prompts alone"
+            f"{which} no answer, which --text {options.text} needs{first}; use --text prompt for prompts alone, or "
+            "leave these rows out"
         )
 
 
@@ -69,7 +77,7 @@ def _causal_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> tu
         ids = encode_prompt(tokenizer, style, prompt)
         last = (len(ids) - 1, len(ids))
         return ids, {"eos": last, "prompt_last": last, "mean": (0, len(ids))}
-    _require_answer(row, options.text)
+    require_answers([row], options)
     example = encode_supervised(tokenizer, style, messages)
     ids, start = example.input_ids, example.prompt_length
     end = len(ids)
@@ -98,10 +106,10 @@ def _content_end(ids: list[int], open_ids: list[int]) -> int:
     return common if common == len(open_ids) else common + 1
 
 
-def _encoder_sequence(tokenizer: Any, row: Row, text: str) -> tuple[list[int], dict[str, Span]]:
-    messages = row["messages"]
+def _encoder_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> tuple[list[int], dict[str, Span]]:
+    messages, text = row["messages"], options.text
     if text == "completion":
-        _require_answer(row, text)
+        require_answers([row], options)
         chosen = messages[-1:]
     elif text == "prompt":
         chosen = messages[:-1] if messages[-1]["role"] == "assistant" else messages

@@ -33,9 +33,10 @@ class VllmRunner:
         from vllm.config import PoolerConfig
 
         self.options, self.layer = options, facts.n_layers
-        on_gpu = torch.cuda.is_available()
-        self.dtype = options.torch_dtype if options.torch_dtype != "auto" else ("bfloat16" if on_gpu else "float32")
-        limits = {} if batch_tokens is None else {"max_num_batched_tokens": max(batch_tokens, options.max_length)}
+        self.dtype = options.torch_dtype
+        limits: dict[str, Any] = (
+            {} if batch_tokens is None else {"max_num_batched_tokens": max(batch_tokens, options.max_length)}
+        )
         self.engine = make_engine(
             model,
             self.dtype,

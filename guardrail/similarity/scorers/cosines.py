@@ -54,7 +54,7 @@ class RowView:
 
     def __init__(self, matrix: torch.Tensor | RowView, rows: np.ndarray[Any, Any]) -> None:
         self.matrix, self.index = matrix, torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        self.shape = (len(rows), matrix.shape[1])
+        self.shape: tuple[int, int] = (len(rows), matrix.shape[1])
 
     def __getitem__(self, part: slice | int | torch.Tensor) -> torch.Tensor:
         return self.matrix[self.index[part]]

@@ -12,8 +12,12 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import write_json
 from guardrail.core.provenance import run_record
 from guardrail.data.rows import Row, load_rows
-from guardrail.similarity.representations.align import align_rows, check_comparable
-from guardrail.similarity.representations.read import Representations, read_representations
+from guardrail.similarity.representations.read import (
+    Representations,
+    align_rows,
+    check_comparable,
+    read_representations,
+)
 from guardrail.similarity.scorers import Inputs, cosines, score_rows
 from guardrail.similarity.selection import diversity, output, ranking, sweep
 from guardrail.similarity.selection.composition import describe_rows, length_chars, score_correlations
@@ -130,8 +134,8 @@ def _sweep(
     """Select under every view and write the agreement; rank 0 only, one view in memory at a time."""
 
     def choose(view: str) -> dict[str, Array]:
-        matrix = read_representations(reps.path, view).matrix
-        matrix = cosines.RowView(matrix, np.asarray(keep)) if len(keep) < len(matrix) else matrix
+        whole = read_representations(reps.path, view).matrix
+        matrix: cosines.Matrix = cosines.RowView(whole, np.asarray(keep)) if len(keep) < len(whole) else whole
         others = read_representations(anchors.path, view).matrix
         scores = cosines.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
         under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)

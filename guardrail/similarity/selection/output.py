@@ -8,10 +8,8 @@ It is written last, under a lock, and an entry holds the hashes of its files: it
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, hash_file, read_json, write_json, write_jsonl
 from guardrail.core.options import decisive
+from guardrail.data.hub_layout import folder_lock
 from guardrail.data.rows import Row
 from guardrail.similarity.selection.options import SelectionConfig
 
@@ -33,18 +32,6 @@ def subset_options(config: SelectionConfig, selector: str) -> dict[str, Any]:
     options = decisive(config)
     del options["sweep"]
     return {**options, "selector": selector}
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """One writer of ``selection.json`` at a time; the lock is the kernel's and ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".selection.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def keep_rows(written: Path, read: Iterable[str | None]) -> None:

@@ -13,10 +13,9 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.similarity.representations import extract as extract_module
 from guardrail.similarity.representations import store as stores
-from guardrail.similarity.representations.forward import Forward
+from guardrail.similarity.representations.hidden_states import Forward, HfRunner
 from guardrail.similarity.representations.options import ModelFacts, model_facts, resolve_options
 from guardrail.similarity.representations.read import read_representations
-from guardrail.similarity.representations.runner import HfRunner
 from guardrail.similarity.representations.sequences import make_sequence
 
 from .conftest import make_rows

@@ -6,8 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from guardrail.core.errors import UserError
-from guardrail.similarity.representations.align import align_rows, check_comparable
-from guardrail.similarity.representations.read import identify, read_representations
+from guardrail.similarity.representations.read import align_rows, check_comparable, identify, read_representations
 
 from .conftest import make_rows
 

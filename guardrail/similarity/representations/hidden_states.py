@@ -1,5 +1,6 @@
-"""One forward pass: the requested layers at the requested positions, no logits, no loss, no other hidden states.
+"""Hidden states of a transformers model: the requested layers at the requested positions, no logits, no loss.
 
+``Forward`` is one pass over one batch; ``HfRunner`` makes the batches and halves them when memory runs out.
 Shapes: B batch, T tokens, D hidden.
 """
 
@@ -11,10 +12,18 @@ from typing import Any
 
 import torch
 
+from guardrail.core.batches import MAX_PADDING
 from guardrail.core.errors import UserError
 from guardrail.models.last_block import feed_forward_at
-from guardrail.similarity.representations.options import ExtractionOptions, view_name
+from guardrail.models.loading import load_backbone
+from guardrail.models.memory import Budget
+from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts, view_name
 from guardrail.similarity.representations.sequences import TokenSequence
+
+CPU_BATCH_TOKENS = 1024  # measured: activations stay in cache; 4096 costs up to 1.5 times as much
+GPU_BATCH_TOKENS = 16384
+GPU_MAX_BATCH_TOKENS = 1 << 18
+Item = tuple[int, TokenSequence]
 
 
 class _Enough(Exception):
@@ -54,7 +63,7 @@ class Forward:
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
         self._out: dict[str, torch.Tensor] = {}
         self._inner = inner
-        self._blocks = find_blocks(model, n_layers) if inner else None
+        self._blocks = list(find_blocks(model, n_layers)) if inner else []
         self._last_block = self._find_last_block()
 
     def _find_last_block(self) -> torch.nn.Module | None:
@@ -64,10 +73,9 @@ class Forward:
         if self.options.architecture != "causal" or means or last < 0:
             return None
         try:
-            blocks = self._blocks or find_blocks(self.model, self.n_layers)
+            return (self._blocks or find_blocks(self.model, self.n_layers))[last]
         except UserError:
             return None
-        return blocks[last]
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -128,7 +136,7 @@ class Forward:
                 starts[number, b], ends[number, b] = start + offset, end + offset
         self._batch = (starts.to(self.device), ends.to(self.device))
         self._out = {}
-        inputs = {"input_ids": ids.to(self.device)}
+        inputs: dict[str, Any] = {"input_ids": ids.to(self.device)}
         if self.options.architecture == "encoder":
             inputs["attention_mask"] = mask.to(self.device)
         else:
@@ -144,3 +152,85 @@ class Forward:
                 self._keep(self.n_layers, hidden)
         self._batch = None
         return {view: self._out[view].cpu() for view in self.options.views}
+
+
+class HfRunner:
+    """The default backend. ``run`` yields ``(row numbers, {view: (B, D)})`` in any order.
+
+    ``batch_tokens`` of ``None``: 1024 padded tokens on a CPU; on a GPU it starts at 16k and doubles as long as the
+    peak memory of the largest batch so far leaves room for twice as much.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        options: ExtractionOptions,
+        facts: ModelFacts,
+        tokenizer: Any,
+        batch_tokens: int | None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.dtype = options.torch_dtype
+        backbone = load_backbone(model, self.dtype, trust_remote_code=trust_remote_code)
+        self._set_up(backbone, options, facts, tokenizer.pad_token_id or 0, batch_tokens)
+
+    @classmethod
+    def from_module(
+        cls,
+        backbone: torch.nn.Module,
+        options: ExtractionOptions,
+        facts: ModelFacts,
+        pad_id: int,
+        batch_tokens: int | None = None,
+    ) -> HfRunner:
+        """A runner for a backbone that is in memory already."""
+        runner = cls.__new__(cls)
+        runner.dtype = str(next(backbone.parameters()).dtype).removeprefix("torch.")
+        runner._set_up(backbone, options, facts, pad_id, batch_tokens)
+        return runner
+
+    def _set_up(
+        self,
+        backbone: torch.nn.Module,
+        options: ExtractionOptions,
+        facts: ModelFacts,
+        pad_id: int,
+        batch_tokens: int | None,
+    ) -> None:
+        config: Any = backbone.config
+        config = getattr(config, "text_config", None) or config
+        on_gpu = next(backbone.parameters()).device.type == "cuda"
+        self.dim = int(config.hidden_size)
+        self.search = batch_tokens is None and on_gpu
+        self.budget = Budget(
+            batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS), max_padding=MAX_PADDING
+        )
+        self.forward = Forward(backbone, options, facts.n_layers, pad_id)
+
+    def run(self, items: list[Item]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        sequences = [sequence for _, sequence in items]
+        lengths = [sequence.n_tokens for sequence in sequences]
+
+        def too_long(place: int) -> str:
+            return (
+                f"one row of {lengths[place]} tokens does not fit in memory; lower --max_length, or choose a smaller "
+                "--torch_dtype"
+            )
+
+        for places, values in self.budget.run(
+            lengths, lambda places: self.forward([sequences[i] for i in places]), too_long
+        ):
+            yield [items[i][0] for i in places], values
+            if self.search:
+                self._grow()
+
+    def _grow(self) -> None:
+        """Double the budget while twice the largest batch so far would fit into what is free."""
+        allocated = torch.cuda.memory_allocated()
+        batch_bytes = torch.cuda.max_memory_allocated() - allocated
+        free_bytes = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated
+        roomy = 2.2 * batch_bytes < 0.9 * free_bytes and not self.budget.halved
+        if roomy and self.budget.tokens < GPU_MAX_BATCH_TOKENS:
+            self.budget.tokens *= 2
+        else:
+            self.search = False
