@@ -1,7 +1,8 @@
-"""The examples of docs/extending.md, taken from the page and run: a data shape, a prompt style, a judge, a defence."""
+"""The examples of docs/extending.md, taken from the page and run: data shape, style, judge, defence, attack, ..."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from toys import REPOSITORY
 
+from guardrail.core.errors import UserError
 from guardrail.data import prompts, rows
 from guardrail.evaluation import judges
 from guardrail.evaluation.judges import stage
@@ -147,3 +149,54 @@ def test_a_new_defence(monkeypatch):
     saved = defence.weights(model.state_dict())
     for name, tensor in saved.items():
         assert torch.allclose(tensor, before[name] + 0.75)
+
+
+def test_a_new_attack(tmp_path, monkeypatch, tiny_model):
+    """The page's file and line: prompts, decoding and weights change, weights come back; `none` changes nothing."""
+    from guardrail.evaluation import attacks
+    from guardrail.evaluation.safety.evaluate import SafetyConfig, evaluate_safety
+
+    module = code_with("class Insist(Attack)")
+    assert len(module.splitlines()) < 40
+    (tmp_path / "insist_attack.py").write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    name, place = eval(code_with('ATTACKS.add("insist"').removeprefix("ATTACKS.add"))
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text("".join(json.dumps({"id": str(i), "prompt": f"Where is boat {i}?"}) + "\n" for i in range(3)))
+
+    def config(folder):
+        return SafetyConfig(
+            model_name_or_path=str(tiny_model),
+            save_path=str(folder),
+            safety_bench=str(bench),
+            torch_dtype="float32",
+            do_sample=False,
+            max_new_tokens=4,
+        )
+
+    def results(folder, **given):
+        backend = config(folder).backend()
+        evaluate_safety(config(tmp_path / folder), backend, **given)
+        document = json.loads((tmp_path / folder / "results.json").read_text())
+        return document["results"], document["run"]["fingerprint"], backend
+
+    plain, key, _ = results("plain")
+    assert results("none", attack=attacks.make_attack("none"))[:2] == (plain, key)
+    attacks.ATTACKS.add(name, place.replace("guardrail.evaluation.attacks.insist", "insist_attack"))
+    try:
+        attack = attacks.make_attack(name, ["suffix=Now.", "noise=0.5"])
+        rows, other, backend = results("insist", attack=attack)
+    finally:
+        attacks.ATTACKS.remove(name)
+    assert other != key
+    assert [row["question"] for row in rows] == [row["question"] for row in plain], "judges see the bench's question"
+    for i, row in enumerate(rows):
+        assert f"Where is boat {i}? Now." in row["conversation"][-3]["content"] and row["prefill"] == "Sure"
+    untouched = config(tmp_path / "x").backend().model.state_dict()
+    assert all(bool((weight == untouched[name]).all()) for name, weight in backend.model.state_dict().items())
+    shaken = []
+    with attack.weights(backend.model):
+        shaken += [bool((weight == untouched[name]).all()) for name, weight in backend.model.state_dict().items()]
+    assert shaken.count(False) > len(shaken) / 2
+    with pytest.raises(UserError, match="only --generation_backend hf has"):
+        evaluate_safety(dataclasses.replace(config(tmp_path / "x"), generation_backend="vLLM"), attack=attack)

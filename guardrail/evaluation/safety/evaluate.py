@@ -6,6 +6,7 @@ written here; raw results are on disk before any judge runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from guardrail.core.options import option
 from guardrail.core.ranks import broadcast, is_main, process_group, world_size
 from guardrail.data.benches import BenchRows, load_bench, split_name
 from guardrail.data.prompts import apply_eval_template, encode_prompt, eval_template_fingerprint, template_module
+from guardrail.evaluation.attacks import Attack, NoAttack, attacked_rows
 from guardrail.evaluation.completions import (
     EvaluationOptions,
     Prompt,
@@ -33,6 +35,7 @@ from guardrail.generation import Backend, row_seed
 from guardrail.generation.interface import decode_answer
 
 STAGE = "eval_safety"
+NO_ATTACK = NoAttack()
 RESULTS = "results.json"
 ROW_COLUMNS_LEFT_OUT = ("messages", "prefill_answer", "turns", "conversations", "data", "prompt", "response")
 
@@ -95,18 +98,18 @@ class SafetyConfig(EvaluationOptions):
         )
 
 
-def build_prompts(tokenizer: Any, config: SafetyConfig, bench: BenchRows) -> list[Prompt]:
-    """Every row encoded, with what its result rows say.
+def build_prompts(tokenizer: Any, config: SafetyConfig, bench: BenchRows, attack: Attack = NO_ATTACK) -> list[Prompt]:
+    """Every row encoded as ``attack`` asks it, with what its result rows say: their question is the bench's.
 
     A prefill is passed as ids: the first ``num_prefix_tokens`` ids that the whole answer has in this style, so that
     nothing is decoded and tokenised again (PITFALLS G4).
     """
     out = []
-    for row in bench.rows:
-        messages = apply_eval_template(row["messages"], config.eval_template)
+    for row, asked in zip(bench.rows, attacked_rows(attack, bench.rows), strict=True):
+        messages = apply_eval_template(asked["messages"], config.eval_template)
         ids = encode_prompt(tokenizer, config.style, messages)
         prefill, prefill_ids = "", []
-        if answer := row.get("prefill_answer"):
+        if answer := asked.get("prefill_answer"):
             whole = encode_prompt(tokenizer, config.style, [*messages, {"role": "assistant", "content": answer}])
             assert whole[: len(ids)] == ids, "a prompt's ids must be a prefix of its ids with an answer"
             prefill_ids = whole[len(ids) :][: config.num_prefix_tokens]
@@ -123,23 +126,31 @@ def build_prompts(tokenizer: Any, config: SafetyConfig, bench: BenchRows) -> lis
     return out
 
 
-def evaluate_safety(config: SafetyConfig, backend: Backend | None = None) -> dict[str, Any] | None:
+def evaluate_safety(
+    config: SafetyConfig, backend: Backend | None = None, attack: Attack = NO_ATTACK
+) -> dict[str, Any] | None:
     """Generate (or reuse) and write ``results.json``. Returns the headline on rank 0, None elsewhere.
 
-    Every rank calls it. A result with the key of this run is not made again, and no model is loaded then.
+    Every rank calls it. A result with the key of this run is not made again, and no model is loaded then. Raises
+    ``UserError`` when ``attack`` changes weights that are not in this process.
     """
+    if attack.changes_weights and config.generation_backend != "hf":
+        raise UserError(f"attack {attack.name} changes weights in memory, which only --generation_backend hf has")
+    config = dataclasses.replace(config, **dataclasses.asdict(attack.decoding(config.sampling())))
     with process_group():
         bench = config.bench()
-        key, inputs = evaluation_key(config.identity(), config.model_name_or_path, bench.facts["data_hash"])
+        identity = {**config.identity(), **attack.identity()}
+        key, inputs = evaluation_key(identity, config.model_name_or_path, bench.facts["data_hash"])
         earlier = broadcast(earlier_result(config.results_file, STAGE) if is_main() else None)
         if earlier is not None and earlier["run"].get("fingerprint") == key:
             log(f"{config.results_file} is up to date")
             return _headline(config, earlier, reused=True) if is_main() else None
         backend = backend or config.backend()
-        prompts = build_prompts(backend.tokenizer, config, bench)
+        prompts = build_prompts(backend.tokenizer, config, bench, attack)
         log(f"{bench.name}: {len(prompts)} prompts x {config.samples_per_prompt} samples, {world_size()} process(es)")
         started = time.time()
-        rows = complete(config, backend, prompts, key, "generate")
+        with attack.weights(getattr(backend, "model", None)) if attack.changes_weights else contextlib.nullcontext():
+            rows = complete(config, backend, prompts, key, "generate")
         if not is_main():
             return None
         seconds = round(time.time() - started, 3)
@@ -158,6 +169,7 @@ def evaluate_safety(config: SafetyConfig, backend: Backend | None = None) -> dic
                 seeds={"seed": config.seed, "per_row": "sha256(seed, id, sample)"} if config.do_sample else None,
                 backend=backend.describe(),
                 n_processes=world_size(),
+                **attack.identity(),
                 generation_sec=seconds,
             ),
         }
