@@ -143,6 +143,9 @@ def folded(text: str) -> list[str]:
     """One string per argument: its flags, values, help and default. Order and layout may change, words may not."""
     arguments = re.split(r"\n  (?=\S)", text[text.index("\n\n", text.index("usage:")) :])[1:]
     texts = (" ".join(re.split(r"\n(?=\S)", argument)[0].split()) for argument in arguments)
+    texts = (
+        re.sub(r"(--\w+) [A-Z_]+, (?=--)", r"\1, ", text) for text in texts
+    )  # before Python 3.13: value named twice
     return sorted(text.replace(str(REPOSITORY), "REPOSITORY") for text in texts)
 
 
