@@ -18,6 +18,7 @@ from guardrail.core.files import hash_file, hash_json, write_json
 SLICE = "slice_end"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+OLD_TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 # The files that transformers looks for, in its order: whole, or an index that names shards.
 WEIGHT_FILES = (
     *("model.safetensors", "model.safetensors.index.json"),
@@ -160,7 +161,8 @@ def hash_checkpoint(name: str | Path) -> str:
     resolved = Path(resolve_checkpoint(name))
     if not resolved.is_dir():
         return hash_json({"hub": str(resolved)})
-    names = ("config.json", *TOKENIZER_FILES)
+    # the generation configuration says which tokens end an answer; the last ones are older forms of a tokenizer
+    names = ("config.json", "generation_config.json", *TOKENIZER_FILES, *OLD_TOKENIZER_FILES)
     files = [f for f in sorted(resolved.iterdir()) if f.name in names or f.name.endswith(WEIGHT_SUFFIXES)]
     cache_file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "guardrail" / "hashes.json"
     try:

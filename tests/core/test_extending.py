@@ -200,3 +200,43 @@ def test_a_new_attack(tmp_path, monkeypatch, tiny_model):
     assert shaken.count(False) > len(shaken) / 2
     with pytest.raises(UserError, match="only --generation_backend hf has"):
         evaluate_safety(dataclasses.replace(config(tmp_path / "x"), generation_backend="vLLM"), attack=attack)
+
+
+def as_module(name: str, code: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_a_new_generation_backend(tmp_path, monkeypatch, tiny_model):
+    from guardrail.core.errors import UserError
+    from guardrail.evaluation.safety.command import main
+    from guardrail.generation.options import BACKENDS
+
+    as_module("my_backends", code_with("class EchoBackend"), tmp_path, monkeypatch)
+    exec(code_with('BACKENDS.add("echo"'), {"BACKENDS": BACKENDS})
+    try:
+        (tmp_path / "prompts.jsonl").write_text('{"instruction": "Name a boat."}\n{"instruction": "Name a lamp."}\n')
+        flags = [f"--model_name_or_path={tiny_model}", f"--safety_bench={tmp_path / 'prompts.jsonl'}"]
+        flags += [f"--save_path={tmp_path / 'out'}", "--generation_backend=echo", "--prompt_style=llama2_base"]
+        done = main([*flags, "--max_new_tokens=3"])
+        assert done["n"] == 2 and done["mean_completion_tokens"] == 3
+        rows_found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+        assert all("### Response:\n".endswith(row["completion"]) for row in rows_found)
+        with pytest.raises(UserError, match="need --generation_backend openai"):
+            main([*flags, "--base_url=http://127.0.0.1:9"])
+    finally:
+        BACKENDS.remove("echo")
+
+
+def test_a_new_downstream_task(tmp_path, monkeypatch):
+    from guardrail.evaluation.utility.tasks import TASKS, load_task
+
+    as_module("my_tasks", code_with("def riddle_messages"), tmp_path, monkeypatch)
+    importlib.import_module("my_tasks")
+    try:
+        (tmp_path / "copy.jsonl").write_text('{"question": "What is it?", "hint": "It floats.", "answer": "A boat."}\n')
+        (row,) = load_task("riddles", str(tmp_path / "copy.jsonl")).rows
+        assert row["messages"][0]["content"] == "What is it?\nA hint: It floats." and row["reference"] == "A boat."
+    finally:
+        TASKS.remove("riddles")

@@ -22,6 +22,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.hub import hub_available
 from guardrail.core.places import DATASETS, shown
 from guardrail.core.places import SANDBOX_DATA as SANDBOX
+from guardrail.core.registry import Registry
 from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, response
 
 GSM8K_SYSTEM = "You are a helpful assistant."
@@ -62,16 +63,14 @@ def _gsm8k_messages(row: Row) -> list[dict[str, str]]:
     ]
 
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task("samsum", ("dialogue", "summary"), hub="knkarthick/samsum", sandbox_split="samsum_test"),
-        Task(
-            "sql_create_context", ("question", "context", "answer"), _sql_messages
-        ),  # the hub's copy has no test split
-        Task("gsm8k", ("question", "answer"), _gsm8k_messages, hub="openai/gsm8k", hub_config="main"),
-    )
-}
+SAMSUM = Task("samsum", ("dialogue", "summary"), hub="knkarthick/samsum", sandbox_split="samsum_test")
+SQL = Task("sql_create_context", ("question", "context", "answer"), _sql_messages)  # the hub's copy has no test split
+GSM8K = Task("gsm8k", ("question", "answer"), _gsm8k_messages, hub="openai/gsm8k", hub_config="main")
+
+TASKS = Registry("downstream task")
+TASKS.add("samsum", f"{__name__}:SAMSUM")
+TASKS.add("sql_create_context", f"{__name__}:SQL")
+TASKS.add("gsm8k", f"{__name__}:GSM8K")
 TEST_SPLIT = "test"
 
 
@@ -134,7 +133,7 @@ def load_task(
     """
     check_dataset(dataset)
     if dataset in TASKS:
-        task = TASKS[dataset]
+        task: Task = TASKS.load(dataset)
         source, split, config, is_sandbox = find_source(task, data_source, split)
         if data_source is None:
             log(f"{dataset}: rows from {source}, split {split}" + (" (the sandbox's, fictional)" if is_sandbox else ""))
