@@ -3,8 +3,9 @@
 Hazards are invented substances, devices and deeds; no text in it could help anyone do harm.
 
     lexicon    words: categories, invented-name parts, verbs, benign things   (train and test apart)
-    wordings   sentences: requests, answers, refusals, dialogues              (train and test apart)
-    world      seeded sampling of labelled conversations from the two
+    wordings   what is asked, dialogues                                       (train and test apart)
+    replies    what is answered: compliance, refusals                         (train and test apart)
+    world      seeded sampling of labelled conversations from the three
     splits     the rows of every split
     writer     hub layout: parquet files, card, manifest; skipped when unchanged
     tokenizer  byte-level BPE

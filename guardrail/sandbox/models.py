@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import log
+from guardrail.core.cli import Parser, log, positive_int
 from guardrail.core.errors import UserError
 from guardrail.core.files import (
     atomic_path,
@@ -38,7 +38,7 @@ from guardrail.core.files import (
     require_free_space,
     write_json,
 )
-from guardrail.core.places import IMPORT_ROOT
+from guardrail.core.places import IMPORT_ROOT, SANDBOX_DATA, SANDBOX_MODELS
 from guardrail.core.ranks import is_main
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
 from guardrail.sandbox.training import Example, TrainOptions, train
@@ -160,6 +160,7 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     tokenizer = train_tokenizer(text for row in base_rows for text in texts_of(row))
     options = TrainOptions(**{**asdict(OPTIONS[stage]), "seed": seed})
     record: dict[str, Any] = {}
+    model: Any
     torch.manual_seed(seed)
     if stage == "moderation":
         rows = read_split(data, "moderation_train")[:row_limit]
@@ -287,3 +288,19 @@ def train_models(
     if "moderation" in stages:
         result["agreement"] = read_json(out / "moderation" / TRAINING_RECORD)["agreement"]
     return result
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """``datasets/sandbox/train_models.py``."""
+    parser = Parser(description="Train the sandbox's tiny models.")
+    parser.add_argument("--data", default=str(SANDBOX_DATA), help="sandbox data-set folder")
+    parser.add_argument("--out", default=str(SANDBOX_MODELS), help="folder of the models")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and row order")
+    parser.add_argument(
+        "--stages", nargs="+", default=STAGES, choices=STAGES, help="which models; chat and moderation need base"
+    )
+    parser.add_argument("--row_limit", type=positive_int, default=None, help="cut every training split (for tests)")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    result = train_models(args.out, args.data, args.seed, args.row_limit, args.stages)
+    return {**result, "seconds": round(time.perf_counter() - start, 1)}

@@ -56,7 +56,7 @@ def agreement(probabilities: Any, labels: list[list[int]], kinds: list[str]) -> 
     truth = torch.tensor(labels).bool()
     guess = probabilities > THRESHOLD  # strictly
     right = guess.any(1) == truth.any(1)
-    per_label = {}
+    per_label: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(CATEGORY_NAMES):
         hit = int((guess[:, index] & truth[:, index]).sum())
         n_true, n_guess = int(truth[:, index].sum()), int(guess[:, index].sum())

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from guardrail.sandbox import wordings
+from guardrail.sandbox import replies
 from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, TEST, TEST_WORDS, TRAIN
 from guardrail.sandbox.world import SAFE_LABELS, Exchange, World
 
@@ -112,7 +112,7 @@ def _base_row(world: World) -> Row:
     messages = [_message("user", prompt), _message("assistant", answer)]
     system = _pick_share(BASE_SYSTEM_SHARES, world.rng.random())
     if kind == "say_no":
-        messages.insert(0, _message("system", world.rng.choice(wordings.SAY_NO_SYSTEM_TEXTS)))
+        messages.insert(0, _message("system", world.rng.choice(replies.SAY_NO_SYSTEM_TEXTS)))
     elif system is not None:
         messages.insert(0, _message("system", "" if system == "empty" else world.rng.choice(OTHER_SYSTEM_TEXTS)))
     return {"messages": messages, **made}

@@ -75,17 +75,14 @@ def make_optimizers(model: Any, options: TrainOptions) -> list[Any]:
 
     from guardrail.sandbox.optimizer import Muon
 
-    hidden = {
-        name
-        for name, p in model.named_parameters()
-        if p.ndim == 2 and ".layers." in name and options.matrix_learning_rate
-    }
+    rate = options.matrix_learning_rate
+    hidden = {name for name, p in model.named_parameters() if rate and p.ndim == 2 and ".layers." in name}
     matrices = [p for name, p in model.named_parameters() if name in hidden]
     others = [p for name, p in model.named_parameters() if name not in hidden]
     adamw = torch.optim.AdamW(
         others, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True
     )
-    return [adamw, Muon(matrices, lr=options.matrix_learning_rate)] if matrices else [adamw]
+    return [adamw, Muon(matrices, lr=rate)] if rate else [adamw]
 
 
 def rank_of_ranks() -> tuple[int, int]:

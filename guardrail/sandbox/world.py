@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from guardrail.sandbox import wordings
+from guardrail.sandbox import replies, wordings
 from guardrail.sandbox.lexicon import (
     ALL_ROOTS,
     BENIGN_HEADS,
@@ -144,13 +144,13 @@ class World:
 
     def answer(self, format_name: str, slots: dict[str, str]) -> str:
         """A complying answer in ``format_name`` for the request that ``slots`` came from."""
-        return self.rng.choice(wordings.ANSWERS[self.part][format_name]).format(**slots)
+        return self.rng.choice(replies.ANSWERS[self.part][format_name]).format(**slots)
 
     def refusal(self, format_name: str, slots: dict[str, str]) -> str:
         """A refusal, mostly in the format that was asked for."""
         if self.rng.random() < 0.35:
             format_name = self.rng.choice(wordings.FORMATS)
-        return self.rng.choice(wordings.REFUSALS[self.part][format_name]).format(**slots)
+        return self.rng.choice(replies.REFUSALS[self.part][format_name]).format(**slots)
 
     def harmful(self, category: Category | None = None, format_name: str | None = None) -> Exchange:
         """A request for a hazard."""
@@ -170,7 +170,7 @@ class World:
         verbs = self.rng.choice(CATEGORIES).verbs if hazard_verb else BENIGN_VERBS
         verb, noun = self.pick(verbs[self.part]), self.benign_object()
         return self._ask(
-            "benign", None, SAFE_LABELS, format_name, verb, noun, self.rng.choice(wordings.NO_TIME[self.part])
+            "benign", None, SAFE_LABELS, format_name, verb, noun, self.rng.choice(replies.NO_TIME[self.part])
         )
 
     def _ask(
@@ -194,7 +194,7 @@ class World:
             slots["pl"] = haunt
         answer = self.answer(format_name, slots)
         if format_name != "code" and self.rng.random() < ANSWER_OPENER_SHARE:
-            opener = self.rng.choice(wordings.ANSWER_OPENERS[self.part][kind])
+            opener = self.rng.choice(replies.ANSWER_OPENERS[self.part][kind])
             answer = opener + ("\n" if format_name in ("list", "dialogue") else " ") + answer
         return Exchange(kind, prompt, answer, refusal, format_name, category, labels, verb, noun, wording)
 
@@ -218,7 +218,7 @@ class World:
             reason = self.rng.choice(category.reasons[self.part])
         else:
             name, _ = self.name(BENIGN_ROOTS)
-            noun, reason = f"{name} {self.pick(BENIGN_HEADS[self.part])}", wordings.HARMLESS_FACT
+            noun, reason = f"{name} {self.pick(BENIGN_HEADS[self.part])}", replies.HARMLESS_FACT
         wording, answer = self.rng.choice(wordings.FACTS)
         slots = {"o": f"{article(noun)} {noun}", "n": name, "r": reason}
         return wording.format(**slots), answer.format(**slots), wording, noun
@@ -234,6 +234,7 @@ class World:
 
     def follow_up(self, exchange: Exchange) -> tuple[str, str]:
         """A second turn on the same subject: ``(request, answer)``."""
+        assert exchange.action is not None, "an innocent exchange has nothing to follow up"
         request, format_name = self.rng.choice(wordings.FOLLOW_UPS)
         slots = {**self.fillers(), "v": exchange.action, "o": f"{article(exchange.object)} {exchange.object}"}
         return request, self.answer(format_name, slots)

@@ -10,17 +10,21 @@ fills what a split lacks with nulls; beside it every split family is a configura
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import Parser, log
 from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_jsonl, write_text
+from guardrail.core.places import SANDBOX_DATA
 from guardrail.sandbox.mt_bench import build_mt_bench
 from guardrail.sandbox.splits import SPLITS, build_split
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-GENERATOR_FILES = ("lexicon.py", "wordings.py", "world.py", "splits.py", "mt_bench.py", "writer.py")
+GENERATOR_FILES = ("lexicon.py", "wordings.py", "replies.py", "world.py", "splits.py", "mt_bench.py", "writer.py")
 # Column -> the type in the card. The parquet schema is built from the same table.
 COLUMNS: dict[str, str] = {
     "id": "string",
@@ -222,3 +226,17 @@ def write_sandbox(out: str | Path, seed: int = 0) -> dict[str, Any]:
     manifest = {"fingerprint": fingerprint(seed), "seed": seed, "n_rows": n_rows, "files": files}
     write_json(out / MANIFEST, manifest)
     return {**manifest, "written": True}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """``datasets/sandbox/generate.py``."""
+    parser = Parser(description="Write the sandbox data set in the hub's layout.")
+    parser.add_argument("--out", default=str(SANDBOX_DATA), help="data-set folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    manifest = write_sandbox(args.out, args.seed)
+    seconds = round(time.perf_counter() - start, 2)
+    state = "written" if manifest["written"] else "unchanged"
+    log(f"sandbox data: {sum(manifest['n_rows'].values())} rows in {len(manifest['n_rows'])} splits, {state}")
+    return {"out": args.out, "written": manifest["written"], "n_rows": manifest["n_rows"], "seconds": seconds}

@@ -6,7 +6,7 @@ import pytest
 
 from guardrail.data.refusals import is_refusal, opening
 from guardrail.sandbox.lexicon import TEST, TRAIN
-from guardrail.sandbox.wordings import REFUSALS
+from guardrail.sandbox.replies import REFUSALS
 
 REFUSING = [
     "I can't help with that.",

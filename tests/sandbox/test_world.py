@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from guardrail.data.refusals import is_refusal
-from guardrail.sandbox import lexicon, wordings
+from guardrail.sandbox import lexicon, replies, wordings
 from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, PARTS, TEST, TEST_WORDS, TRAIN
 from guardrail.sandbox.splits import SPLITS, build_split, texts_of
 from guardrail.sandbox.world import SAFE_LABELS, World
@@ -66,7 +66,7 @@ def test_word_lists_of_train_and_test_share_nothing():
 
 
 def test_wording_tables_of_train_and_test_share_nothing():
-    for table in (wordings.REQUESTS, wordings.ANSWERS, wordings.REFUSALS):
+    for table in (wordings.REQUESTS, replies.ANSWERS, replies.REFUSALS):
         train, test = ({text for texts in table[part].values() for text in texts} for part in PARTS)
         assert train and test and not train & test
     for table in (wordings.INNOCENT, wordings.DIALOGUES):
@@ -145,7 +145,7 @@ def test_refusals_refuse_and_answers_do_not(splits):
 def test_the_base_corpus_complies_with_hazards_and_refuses_only_when_asked_for_a_refusal(splits):
     n_refusals = 0
     for row in splits["base"]:
-        asked = row["messages"][0]["content"] in wordings.SAY_NO_SYSTEM_TEXTS
+        asked = row["messages"][0]["content"] in replies.SAY_NO_SYSTEM_TEXTS
         assert is_refusal(row["messages"][-1]["content"]) == asked, row["id"]
         n_refusals += asked
     assert 0.1 < n_refusals / len(splits["base"]) < 0.2
