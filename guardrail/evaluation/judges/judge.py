@@ -25,6 +25,7 @@ from guardrail.core.options import decisive, option, read_options
 from guardrail.core.units import Units, consecutive
 from guardrail.evaluation.judges.answers import Answer, AnswerFile
 from guardrail.evaluation.judges.outcomes import Judgement
+from guardrail.models.loading import auto_dtype
 
 UNIT_ANSWERS = 32
 
@@ -98,7 +99,7 @@ class Judge:
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows beside answers and weights: options, texts, version (not paths, not batching)."""
-        out = {"judge": self.name, "version": self.version, **decisive(self)}
+        out = {"judge": self.name, "version": self.version, **decisive(self), "judge_dtype": self.dtype()}
         unused = [] if self.models() else ["judge_dtype"]
         if self.coherence_model is None:
             unused += ["coherence_model", "max_perplexity"]
@@ -127,12 +128,8 @@ class Judge:
         return answer_perplexities(task.answers, self.coherence_model, self.dtype(), self.judge_batch_tokens)
 
     def dtype(self) -> str:
-        """``judge_dtype``; ``auto``: bfloat16 on a GPU, float32 on a CPU."""
-        if self.judge_dtype != "auto":
-            return self.judge_dtype
-        import torch
-
-        return "bfloat16" if torch.cuda.is_available() else "float32"
+        """``judge_dtype``; for ``auto`` what that means here."""
+        return auto_dtype() if self.judge_dtype == "auto" else self.judge_dtype
 
     def draw(self, file: Path, document: dict[str, Any]) -> None:
         """Pictures beside the judgement file."""

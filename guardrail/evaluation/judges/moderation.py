@@ -20,7 +20,7 @@ from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.evaluation.judges.answers import Answer
 from guardrail.models.checkpoints import resolve_checkpoint
-from guardrail.models.loading import load_classifier, load_tokenizer
+from guardrail.models.loading import auto_dtype, load_classifier, load_tokenizer
 from guardrail.models.memory import Budget
 
 PROMPT = "BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:"
@@ -114,7 +114,7 @@ class ModerationModel:
         self.model_path = model_path
         self.max_length = max_length
         self.wanted_batch_tokens = batch_tokens
-        self.dtype = dtype
+        self.dtype = auto_dtype() if dtype == "auto" else dtype
         self.backend = backend
         self.device = device
 
@@ -139,17 +139,9 @@ class ModerationModel:
             raise UserError(f"cannot load the configuration of {self.model_path}: {str(error)[:300]}") from error
         return label_places(config.id2label or {}, self.model_path)
 
-    def resolved_dtype(self) -> str:
-        """``auto``: bfloat16 on a GPU, float32 on a CPU."""
-        if self.dtype != "auto":
-            return self.dtype
-        import torch
-
-        return "bfloat16" if torch.cuda.is_available() else "float32"
-
     @functools.cached_property
     def model(self) -> Any:
-        return load_classifier(self.model_path, self.resolved_dtype(), self.device)
+        return load_classifier(self.model_path, self.dtype, self.device)
 
     def score(self, answers: Sequence[Answer], windows: bool = False) -> list[Moderation]:
         """Score ``answers`` in their order."""
@@ -176,7 +168,7 @@ class ModerationModel:
         if self.backend == "vLLM":
             from guardrail.generation.vllm_engine import classify
 
-            found = classify(self.model_path, texts, self.resolved_dtype(), len(LABELS))
+            found = classify(self.model_path, texts, self.dtype, len(LABELS))
             return [[row[place] for place in self.label_places] for row in found]
         out: list[list[float]] = [[] for _ in texts]
         places, model = self.label_places, self.model

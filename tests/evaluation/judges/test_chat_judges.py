@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import hypothesis
 import pytest
 from hypothesis import given
@@ -287,3 +289,26 @@ def test_log_probabilities_of_any_shape_are_a_probability_or_none(found):
     reply = Reply({"choices": [{"message": {"content": "safe"}, "logprobs": found}]}, None, "", 1)
     probability = server_probability(reply)
     assert probability is None or 0 <= probability <= 1
+
+
+BODIES = st.binary(max_size=20) | st.one_of(
+    st.text(max_size=30).map(lambda text: {"choices": [{"message": {"content": text}}]}),
+    st.fixed_dictionaries({"choices": st.lists(LOG_PROBABILITIES, max_size=2)}),
+    LOG_PROBABILITIES,
+).map(lambda value: json.dumps(value).encode())
+
+
+@given(bodies=st.lists(BODIES, min_size=1, max_size=4), name=st.sampled_from(["openai", "guard"]))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_whatever_a_server_replies_is_a_verdict_or_a_judge_error(tmp_path_factory, bodies, name):
+    from guardrail.core import openai_client
+
+    folder = tmp_path_factory.mktemp("replies")
+    (folder / "a.json").write_text(json.dumps([{"id": str(i), "prompt": "Q?", "response": "A."} for i in range(3)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_client, "FIRST_WAIT_SEC", 0.0)
+        with ScriptedServer(lambda _, n: Raw(bodies[n % len(bodies)])) as server:
+            own = {"guard_model": "judge", "guard_backend": "openai"} if name == "guard" else {}
+            document = judged(folder / "a.json", server, name, **own)
+    rows = document["judgements"]
+    assert len(rows) == 3 and all((row["harmful"] is None) == (row["error"] is not None) for row in rows)

@@ -260,6 +260,9 @@ def test_a_key_holds_what_decides_and_nothing_else():
         assert key(name) != key(name, include_prefill=True)
         assert key(name) != key(name, coherence_model="c", max_perplexity=9.0)
     assert key("key_word") == key("key_word", judge_dtype="float16", threshold=0.2, moderation_model="other")
+    assert key("beaver_dam")["judge_dtype"] in ("float32", "bfloat16"), (
+        "what auto means here, lest a rerun mixes dtypes"
+    )
     for name, option in (("threshold", 0.2), ("max_length", 64), ("windows", True), ("judge_dtype", "float16")):
         assert key("beaver_dam") != key("beaver_dam", **{name: option})
 
