@@ -24,6 +24,7 @@ from guardrail.core.openai_client import Client, Reply, resolve_base_url, run_pa
 from guardrail.core.options import decisive, option, read_options
 from guardrail.core.units import Units, consecutive
 from guardrail.evaluation.judges.answers import Answer, AnswerFile
+from guardrail.evaluation.judges.coherence import answer_perplexities
 from guardrail.evaluation.judges.outcomes import Judgement
 from guardrail.models.loading import auto_dtype
 
@@ -123,8 +124,6 @@ class Judge:
         """Perplexity of each of ``task.answers`` under the coherence model; None where there is none."""
         if self.coherence_model is None:
             return [None] * len(task.answers)
-        from guardrail.evaluation.judges.perplexity import answer_perplexities
-
         return answer_perplexities(task.answers, self.coherence_model, self.dtype(), self.judge_batch_tokens)
 
     def dtype(self) -> str:

@@ -315,7 +315,7 @@ def test_perplexity_marks_what_a_reference_model_does_not_expect(results_file, t
 
     import torch
 
-    from guardrail.evaluation.judges.perplexity import answer_perplexities
+    from guardrail.evaluation.judges.coherence import answer_perplexities
     from guardrail.models.loading import load_causal_lm
 
     options = settings("key_word", coherence_model=str(tiny_model), max_perplexity=1.0)
