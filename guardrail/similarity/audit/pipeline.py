@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import log
+from guardrail.core.cli import Parser, log, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, write_json, write_text
+from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.similarity.audit.sets import SetSpec
+from guardrail.similarity.audit.sets import AuditSet, SetSpec, load_sets, parse_set
 from guardrail.similarity.representations import options as o
+from guardrail.similarity.representations.read import identify
 
 RESULT, PAGE = "audit.json", "audit.html"
 ENCODER_MAX_LENGTH = 256
 SIZE_RATIO_WARNING = 1.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AuditConfig:
-    """Resolved options of one audit."""
+    """Options of an audit. Of files that are read, the content decides (by hash), not the path."""
 
-    customer: SetSpec
-    alignment: tuple[SetSpec, ...]
-    reference: tuple[SetSpec, ...]
-    output_dir: str
-    model: str | None = None
-    prompt_style: str | None = None
-    layer: str | None = None
-    position: str | None = None
-    view: str | None = None
-    max_length: int | None = None
-    text: str = "full"
-    max_rows: int = 2000
-    bootstrap: int = 200
-    seed: int = 42
-    show_text: bool = False
-    batch_tokens: int | None = None
+    customer: str = option(help="the data set to be fine-tuned on: NAME=PATH[::SPLIT]")
+    alignment: tuple[str, ...] = option(
+        help="an alignment set; several times to compare variants", parse=str, repeat=True
+    )
+    reference: tuple[str, ...] = option((), "a set to compare the customer with; several times", parse=str, repeat=True)
+    output_dir: str = option(help="where audit.json, audit.html and reps/ go", decides=False)
+    model_name_or_path: str | None = option(None, "encoder or causal LM that represents sets given as rows")
+    prompt_style: str | None = option(None, f"chat string of a causal LM (default {o.DEFAULT_STYLE})")
+    layer: str | None = option(None, "layers to extract, with commas (default: three; the first is the main one)")
+    position: str | None = option(
+        None, "positions to extract, with commas (default: eos, completion_mean, prompt_last; encoders mean)"
+    )
+    text: str = option("full", "what the model reads (prompt: for sets without answers)", choices=o.TEXTS)
+    view: str | None = option(None, "main layer and position, e.g. layer16_eos (default: the first)")
+    max_length: int | None = option(None, "cap in tokens (default: the model's; encoders 256)", parse=positive_int)
+    max_rows: int = option(2000, "rows used of each set", parse=positive_int)
+    bootstrap: int = option(200, "resamples", parse=positive_int)
+    seed: int = option(42, "seed of samples and resamples")
+    batch_tokens: int | None = option(None, "padded tokens per batch", parse=positive_int, decides=False)
+    show_text: bool = option(False, "put row texts into audit.json and audit.html")
     command: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def sets(self) -> list[SetSpec]:
-        return [self.customer, *self.alignment, *self.reference]
+        """The customer first."""
+        named = [("customer", self.customer), *(("alignment", text) for text in self.alignment)]
+        return [parse_set(role, text) for role, text in [*named, *(("reference", text) for text in self.reference)]]
+
+
+def build_parser() -> Parser:
+    parser = Parser(description="Before any training: how similar is a customer's data set to each alignment set?")
+    add_options(parser, AuditConfig)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    command = ("python", "similarity/audit.py", *(sys.argv[1:] if argv is None else argv))
+    return run_audit(read_options(AuditConfig, build_parser().parse_args(argv), command=command))
 
 
 def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.ExtractionOptions | None]:
@@ -51,18 +72,18 @@ def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.Extr
 
     Encoders: the last layer and two before it, mean pooling, at most 256 tokens.
     """
-    if config.model is None:
-        given = {"--layer": config.layer, "--position": config.position, "--prompt_style": config.prompt_style}
-        given |= {"--max_length": config.max_length, "--text": None if config.text == "full" else config.text}
-        useless = [flag for flag, value in given.items() if value is not None]
+    if config.model_name_or_path is None:
+        given = {"text": None if config.text == "full" else config.text}
+        given |= {name: getattr(config, name) for name in ("layer", "position", "prompt_style", "max_length")}
+        useless = [name for name, value in given.items() if value is not None]
         if useless:
             raise UserError(
-                f"{useless[0]} concerns extraction, but there is no --model_name_or_path; give both or neither"
+                f"--{useless[0]} concerns extraction, but there is no --model_name_or_path; give both or neither"
             )
         return None, None
     if all(spec.stored for spec in config.sets):
         raise UserError("all sets are stored representations; leave --model_name_or_path out")
-    facts = o.model_facts(config.model)
+    facts = o.model_facts(config.model_name_or_path)
     L = facts.n_layers
     encoder = facts.architecture == "encoder"
     layers = sorted({max(0, L - 2), max(0, L - 1), L} if encoder else {L // 2, (3 * L) // 4, L}, reverse=True)
@@ -85,14 +106,19 @@ def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.Extr
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Run the audit; returns paths and the verdict."""
     facts, options = extraction_options(config)
-    from guardrail.similarity.audit.sets import load_sets
-
     output = Path(config.output_dir)
     sets = load_sets(
-        config.sets, output, config.model, options, facts, config.max_rows, config.seed, config.batch_tokens
+        config.sets,
+        output,
+        config.model_name_or_path,
+        options,
+        facts,
+        config.max_rows,
+        config.seed,
+        config.batch_tokens,
     )
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "command", "batch_tokens")}
-    prints = {f"{one.spec.role} {one.name}": one.source.get("fingerprint") or _hash_set(one) for one in sets}
+    settings = decisive(config)
+    prints = {f"{one.spec.role} {one.name}": one.source.get("fingerprint") or identify(one.spec.path) for one in sets}
     print_ = fingerprint(settings, prints)
     if (output / RESULT).is_file() and (output / PAGE).is_file():
         old = read_json(output / RESULT)
@@ -100,7 +126,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
             log(f"{output} is up to date")
             return _summary(output, old, reused=True)
     audit = analyse_sets(config, sets)
-    audit |= {"fingerprint": print_, "model": config.model}
+    audit |= {"fingerprint": print_, "model": config.model_name_or_path}
     audit["run"] = run_record(
         "audit", settings, n=audit["customer"]["n"], seed=config.seed, bootstrap_draws=config.bootstrap, inputs=prints
     )
@@ -111,13 +137,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     return _summary(output, audit, reused=False)
 
 
-def _hash_set(one: Any) -> str:
-    from guardrail.similarity.representations.read import identify
-
-    return identify(one.spec.path)
-
-
-def analyse_sets(config: AuditConfig, sets: list[Any]) -> dict[str, Any]:
+def analyse_sets(config: AuditConfig, sets: list[AuditSet]) -> dict[str, Any]:
     """All numbers of the audit (the content of audit.json without provenance)."""
     import numpy as np
 
@@ -160,7 +180,7 @@ def analyse_sets(config: AuditConfig, sets: list[Any]) -> dict[str, Any]:
     }
 
 
-def _add_texts(driving: dict[str, Any], customer: Any, variant: Any) -> None:
+def _add_texts(driving: dict[str, Any], customer: AuditSet, variant: AuditSet) -> None:
     """Put the texts in, for ``--show_text True``; sets given as bare representations have none."""
     from guardrail.similarity.audit.analyse import row_text
 
@@ -210,8 +230,8 @@ def summarise(audit: dict[str, Any]) -> list[str]:
     return out
 
 
-def _write(config: AuditConfig, sets: list[Any], audit: dict[str, Any], output: Path) -> None:
-    from guardrail.similarity.audit import figures
+def _write(config: AuditConfig, sets: list[AuditSet], audit: dict[str, Any], output: Path) -> None:
+    from guardrail.similarity import figures
     from guardrail.similarity.audit.page import render_page
 
     customer = sets[0]

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json
 from guardrail.data.rows import Row, hash_rows, load_rows
@@ -30,7 +28,6 @@ from guardrail.similarity.representations.read import (
 if TYPE_CHECKING:
     import torch
 
-ROLES = ("customer", "alignment", "reference")
 BARE_VIEW = "given"
 
 
@@ -140,6 +137,8 @@ def _sample(rows: list[Row], max_rows: int, seed: int) -> tuple[list[Row], int]:
 def _sample_numbers(n: int, max_rows: int, seed: int) -> list[int]:
     if n <= max_rows:
         return list(range(n))
+    import numpy as np
+
     return sorted(np.random.default_rng(seed).choice(n, max_rows, replace=False).tolist())
 
 

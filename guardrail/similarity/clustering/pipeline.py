@@ -1,4 +1,4 @@
-"""One clustering run: read, check, cluster over several seeds, describe, choose, draw, write.
+"""The group of a data set that is most alike inside: cluster over several seeds, describe, choose, draw, write.
 
 <folder>/
   cluster-00.jsonl ...                     rows of every cluster, nearest to its centre first (noise.jsonl: hdbscan)
@@ -11,60 +11,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import log
-from guardrail.core.errors import UserError, unknown
+from guardrail.core.cli import Parser, log
+from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, read_json, write_json, write_jsonl
+from guardrail.core.options import add_options, decisive, read_options
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.rows import Row, hash_rows, load_rows
+from guardrail.similarity.clustering.options import DEFAULT_CLUSTERS, SEEDED, ClusteringConfig
 from guardrail.similarity.representations.read import identify
 
 RESULT = "clusters.json"
-ALGORITHMS = ("kmeans", "minibatch_kmeans", "agglomerative", "hdbscan")
-SEEDED = ("kmeans", "minibatch_kmeans")
 
 
-@dataclass(frozen=True)
-class ClusteringConfig:
-    """Resolved options of one run."""
-
-    data: str
-    reps: str
-    folder: str
-    split: str | None = None
-    clustering: str = "kmeans"
-    n_clusters: int = 20
-    restarts: int = 10
-    seed: int = 42
-    stability_seeds: int = 3
-    select: str = "similarity"
-    min_group_size: int = 20
-    group_size: int | None = None
-    split_name: str = "high_similarity_group"
-    view: str | None = None
-    stack: bool = False
+def build_parser() -> Parser:
+    parser = Parser(description="Cluster a data set by its representations and take out the group most alike inside.")
+    add_options(parser, ClusteringConfig)
+    return parser
 
 
-def check_config(config: ClusteringConfig) -> None:
-    """Refuse unknown names and impossible combinations before anything is loaded."""
-    if config.clustering not in ALGORITHMS:
-        raise unknown("--clustering", config.clustering, ALGORITHMS)
-    if config.clustering != "hdbscan" and config.n_clusters < 2:
-        raise UserError(f"--n_clusters {config.n_clusters} makes no groups; expected at least 2")
-    if not config.select.lstrip("-").isdigit() and config.select not in ("similarity", "list"):
-        raise unknown("--select", config.select, ("similarity", "list", "<cluster number>"))
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return find_group(read_options(ClusteringConfig, build_parser().parse_args(argv)))
 
 
 def find_group(config: ClusteringConfig) -> dict[str, Any]:
     """Run the clustering; returns paths and headline numbers."""
-    check_config(config)
-    folder = Path(config.folder)
-    rows = load_rows(config.data, split=config.split)
-    inputs = {"data": hash_rows(rows), "reps": identify(config.reps, config.stack)}
-    options = {k: v for k, v in asdict(config).items() if k not in ("folder", "data", "reps")}
+    config.check()
+    folder = config.folder
+    rows = load_rows(config.dataset_data, split=config.split)
+    inputs = {"data": hash_rows(rows), "reps": identify(config.dataset_reps_dir, config.stack_vector_tf)}
+    options = decisive(config) | {"n_clusters": config.n_clusters or DEFAULT_CLUSTERS}
     print_ = fingerprint(options, inputs)
     old = read_json(folder / RESULT) if (folder / RESULT).is_file() else None
     if old is not None and old["fingerprint"] == print_ and all((folder / f).is_file() for f in old["files"].values()):
@@ -84,17 +62,17 @@ def _compute(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from guardrail.similarity.clustering import describe, fit
-    from guardrail.similarity.clustering.figure import draw_clusters
+    from guardrail.similarity.clustering import clusters as cl
+    from guardrail.similarity.figures import draw_clusters, write_png
     from guardrail.similarity.representations.read import align_rows, read_representations
     from guardrail.similarity.selection.output import save_array
 
-    reps = read_representations(config.reps, config.view)
-    rows, n_without = align_rows(rows, reps, config.data)
-    unit = fit.unit_array(reps.matrix)
+    reps = read_representations(config.dataset_reps_dir, config.view)
+    rows, n_without = align_rows(rows, reps, config.dataset_data)
+    unit = cl.unit_array(reps.matrix)
     seeds = [config.seed + i for i in range(config.stability_seeds if config.clustering in SEEDED else 1)]
     labelings = [
-        fit.fit_labels(unit, config.clustering, config.n_clusters, seed, config.restarts, config.min_group_size)
+        cl.fit_labels(unit, config.clustering, options["n_clusters"], seed, config.restarts, config.min_group_size)
         for seed in seeds
     ]
     labels = labelings[0]
@@ -102,8 +80,8 @@ def _compute(
         raise UserError(
             f"hdbscan found no cluster of {config.min_group_size} rows; lower --min_group_size or use kmeans"
         )
-    clusters = describe.describe_clusters(unit, labels, rows, config.seed)
-    chosen, why = describe.choose_cluster(clusters, config.select, config.min_group_size)
+    clusters = cl.describe_clusters(unit, labels, rows, config.seed)
+    chosen, why = cl.choose_cluster(clusters, config.select, config.min_group_size)
     (folder / RESULT).unlink(missing_ok=True)
     for stale in folder.glob("cluster-*.jsonl"):
         stale.unlink()
@@ -121,7 +99,7 @@ def _compute(
     files["group"] = write_jsonl(folder / "group.jsonl", group).name
     files["split"] = str(write_split(folder, config.split_name, group).relative_to(folder))
     files["labels"] = save_array(folder / "labels.npy", labels).name
-    draw_clusters(unit, labels, chosen, folder / "clusters.png", config.seed)
+    write_png(folder / "clusters.png", draw_clusters(unit, labels, chosen, config.seed))
     files["figure"] = "clusters.png"
     result = {
         "chosen": {"cluster": chosen, "rule": why, "n": len(group), "split": config.split_name},
@@ -130,7 +108,7 @@ def _compute(
         "n_noise": int((labels < 0).sum()),
         "n_rows": len(rows),
         "n_without_representation": n_without,
-        "stability": {"seeds": seeds, **describe.stability(labelings)},
+        "stability": {"seeds": seeds, **cl.stability(labelings)},
         "representations": reps.describe(),
         "files": files,
         "fingerprint": print_,

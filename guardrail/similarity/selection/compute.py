@@ -141,9 +141,11 @@ def _sweep(
         under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)
         return {name: SELECTORS.load(name)(under, config.select_n) for name in config.swept_selectors}
 
+    from guardrail.similarity.figures import draw_sweep, write_png
+
     result = sweep.run_sweep(views, config.swept_selectors, len(pool), choose)
     folder = config.folder
-    sweep.draw_sweep(result, folder / "sweep.png")
+    write_png(folder / "sweep.png", draw_sweep(result))
     run = run_record("select_sweep", {"sweep": list(config.sweep or ()), "views": views}, n=len(pool), inputs=inputs)
     write_json(folder / output.SWEEP, {**result, "figure": "sweep.png", "fingerprint": sweep_print, "run": run})
 
@@ -189,7 +191,7 @@ def _pool_clusters(pool: Pool, config: SelectionConfig) -> Array | None:
     """k-means labels of the pool, for the cluster entropy; fitted on at most 20,000 rows."""
     if not config.diversity or pool.matrix is None or len(pool) < 2 * ENTROPY_CLUSTERS:
         return None
-    from guardrail.similarity.clustering.fit import label_rows
+    from guardrail.similarity.clustering.clusters import label_rows
 
     return label_rows(pool.matrix, ENTROPY_CLUSTERS, config.seed, sample=ENTROPY_SAMPLE)
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import atomic_path
 from guardrail.similarity.representations.read import Representations
 
 Array = np.ndarray[Any, Any]
@@ -80,31 +78,3 @@ def run_sweep(
         "views": views,
         "selectors": {name: compare_views({v: chosen[v][name] for v in views}, n_pool) for name in selectors},
     }
-
-
-def draw_sweep(result: dict[str, Any], path: Path) -> None:
-    """A heat map of the Jaccard index per selector, numbers in the cells."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    views, selectors = result["views"], result["selectors"]
-    size = max(3.0, 0.55 * len(views) + 1.6)
-    figure, panels = pyplot.subplots(
-        1, len(selectors), figsize=(size * len(selectors), size), squeeze=False, layout="constrained"
-    )
-    for axes, (name, entry) in zip(panels[0], selectors.items(), strict=True):
-        matrix = np.asarray(entry["jaccard"])
-        axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis")
-        axes.set_xticks(range(len(views)), views, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(views)), views, fontsize=7)
-        axes.set_title(f"{name}: Jaccard (chance {entry['jaccard_by_chance']:.2f})", fontsize=9)
-        if len(views) <= 16:
-            for i in range(len(views)):
-                for j in range(len(views)):
-                    color = "white" if matrix[i, j] < 0.5 else "black"
-                    axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=6, color=color)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    pyplot.close(figure)

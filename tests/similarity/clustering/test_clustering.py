@@ -11,9 +11,10 @@ from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
 from guardrail.data.rows import load_rows, normalise_rows
-from guardrail.similarity.clustering import describe, fit
+from guardrail.similarity.clustering import clusters as cl
 from guardrail.similarity.clustering import pipeline as clustering_pipeline
-from guardrail.similarity.clustering.figure import principal_components
+from guardrail.similarity.clustering.options import ALGORITHMS
+from guardrail.similarity.figures import principal_components
 
 SCRIPT = REPOSITORY / "similarity" / "get_high_similarity_group.py"
 CENTRES, PER_CENTRE, WIDTH = 4, 25, 16
@@ -57,31 +58,27 @@ def paper(folder, *extra, n_clusters=4):
     ]
 
 
-@pytest.mark.parametrize("algorithm", fit.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_planted_groups_are_found_whatever_their_vectors_lengths(algorithm):
-    labels = fit.fit_labels(fit.unit_array(planted()), algorithm, CENTRES, seed=0)
+    labels = cl.fit_labels(cl.unit_array(planted()), algorithm, CENTRES, seed=0)
     assert adjusted_rand_score(TRUTH, labels) > 0.95
 
 
-def test_names_agree_with_the_light_module():
-    assert clustering_pipeline.ALGORITHMS == fit.ALGORITHMS
-
-
 def test_numbers_go_by_size_then_first_row_and_noise_stays():
-    assert fit.renumber(np.asarray([7, 7, 3, -1, 3, 3, 5, 5])).tolist() == [1, 1, 0, -1, 0, 0, 2, 2]
+    assert cl.renumber(np.asarray([7, 7, 3, -1, 3, 3, 5, 5])).tolist() == [1, 1, 0, -1, 0, 0, 2, 2]
 
 
 def test_labels_from_a_sample_agree_with_labels_from_all():
     matrix = planted()
-    whole = fit.label_rows(matrix, CENTRES, 0, sample=1000)
-    part = fit.label_rows(matrix, CENTRES, 0, sample=60)
+    whole = cl.label_rows(matrix, CENTRES, 0, sample=1000)
+    part = cl.label_rows(matrix, CENTRES, 0, sample=60)
     assert len(part) == len(matrix) and adjusted_rand_score(whole, part) > 0.95
 
 
 def test_description_equals_its_definitions():
-    unit = fit.unit_array(planted())
+    unit = cl.unit_array(planted())
     rows = normalise_rows([{"prompt": "a", "response": "b" * (i + 1)} for i in range(len(unit))])
-    entries = describe.describe_clusters(unit, TRUTH, rows, 0)
+    entries = cl.describe_clusters(unit, TRUTH, rows, 0)
     inside = unit[TRUTH == 1] @ unit[TRUTH == 1].T
     expected = (inside.sum() - np.trace(inside)) / (PER_CENTRE * (PER_CENTRE - 1))
     assert entries[1]["mean_pairwise_cosine"] == pytest.approx(expected, abs=1e-5)
@@ -99,20 +96,18 @@ def test_choice_follows_its_rule():
         {"cluster": 2, "size": 3, "mean_pairwise_cosine": 0.9, "list_fraction": 1.0},
         {"cluster": -1, "size": 99, "mean_pairwise_cosine": 0.99, "list_fraction": 1.0},
     ]
-    assert describe.choose_cluster(clusters, "similarity", 20)[0] == 1, (
-        "the tighter one is too small, noise is no group"
-    )
-    assert describe.choose_cluster(clusters, "similarity", 2)[0] == 2
-    assert describe.choose_cluster(clusters, "list", 20)[0] == 0
-    assert describe.choose_cluster(clusters, "0", 20) == (0, "named with --select")
+    assert cl.choose_cluster(clusters, "similarity", 20)[0] == 1, "the tighter one is too small, noise is no group"
+    assert cl.choose_cluster(clusters, "similarity", 2)[0] == 2
+    assert cl.choose_cluster(clusters, "list", 20)[0] == 0
+    assert cl.choose_cluster(clusters, "0", 20) == (0, "named with --select")
     with pytest.raises(UserError, match="the largest has 50"):
-        describe.choose_cluster(clusters, "similarity", 51)
+        cl.choose_cluster(clusters, "similarity", 51)
     with pytest.raises(UserError, match="no such cluster"):
-        describe.choose_cluster(clusters, "7", 2)
+        cl.choose_cluster(clusters, "7", 2)
 
 
 def test_principal_components_are_numpys():
-    unit = fit.unit_array(planted())
+    unit = cl.unit_array(planted())
     points, share = principal_components(unit)
     _, singular, axes = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(points), np.abs((unit - unit.mean(axis=0)) @ axes[:2].T), atol=1e-4)

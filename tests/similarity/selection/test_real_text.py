@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from guardrail.data.rows import load_rows
-from guardrail.similarity.clustering import fit
+from guardrail.similarity.clustering import clusters
 from guardrail.similarity.representations import options as o
 from guardrail.similarity.representations.extract import extract_representations
 from guardrail.similarity.representations.read import read_representations
@@ -62,8 +62,8 @@ def test_encoder_equals_a_plain_forward_pass(encoder, features):
 def test_two_means_separates_list_rows_from_essay_rows(features):
     _, lists = features("alpaca_list_100.json")
     _, essays = features("alpaca_essay_100.json")
-    unit = np.concatenate([fit.unit_array(lists), fit.unit_array(essays)])
-    labels = fit.fit_labels(unit, "kmeans", 2, seed=42)
+    unit = np.concatenate([clusters.unit_array(lists), clusters.unit_array(essays)])
+    labels = clusters.fit_labels(unit, "kmeans", 2, seed=42)
     truth = np.repeat([0, 1], 100)
     purity = max((labels == truth).mean(), (labels != truth).mean())
     assert purity >= 0.85

@@ -1,21 +1,95 @@
-"""What a cluster is: size, similarity inside, silhouette, list share, lengths, the rows nearest to its centre.
+"""Cluster representations in cosine geometry, and say what every cluster is.
 
-Centre = mean of the cluster's unit rows. All cosines. Shapes: N rows, D hidden, K clusters.
+Rows have length 1, where squared distance is 2 - 2 cos. A cluster is described by its size, the similarity inside,
+silhouette, list share, lengths and the rows nearest to its centre (the mean of its unit rows); all cosines.
+
+Shapes: N rows, D hidden, K clusters.
+Known limits: agglomerative and hdbscan hold N x N or tree structures; they are refused above 20,000 rows.
 """
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 
-from guardrail.core.errors import UserError
+from guardrail.core.errors import UserError, unknown
 from guardrail.data.rows import Row
+from guardrail.similarity.clustering.options import ALGORITHMS
+from guardrail.similarity.scorers.cosines import Matrix, RowView, unit_blocks, unit_rows
 from guardrail.similarity.selection.composition import answer_text, describe_rows, is_list
 
+MAX_QUADRATIC_ROWS = 20_000
 SILHOUETTE_ROWS = 5000
 NEAREST = 5
 Array = np.ndarray[Any, Any]
+
+
+def unit_array(matrix: torch.Tensor) -> Array:
+    """Unit rows as float32 (N, D); ``UserError`` when a row is not finite."""
+    return torch.cat([block for _, block in unit_blocks(matrix)]).numpy()
+
+
+def fit_labels(
+    unit: Array, algorithm: str, n_clusters: int, seed: int, restarts: int = 10, min_cluster_size: int = 5
+) -> Array:
+    """Cluster numbers (N,) int64 of unit rows; -1 marks hdbscan's noise. Numbered by descending size, then first row.
+
+    Args:
+        n_clusters: ignored by hdbscan, which finds the number from ``min_cluster_size``.
+        seed, restarts: of the k-means variants.
+
+    Raises ``UserError``: unknown algorithm, fewer (distinct) rows than clusters, too many rows for a quadratic one.
+    """
+    if algorithm not in ALGORITHMS:
+        raise unknown("--clustering", algorithm, ALGORITHMS)
+    N = unit.shape[0]
+    if algorithm != "hdbscan":
+        if n_clusters < 2:
+            raise UserError(f"--n_clusters {n_clusters} makes no groups; expected at least 2")
+        if n_clusters > N:
+            raise UserError(f"--n_clusters {n_clusters} is more than the {N} rows; lower it")
+    if algorithm in ("agglomerative", "hdbscan") and N > MAX_QUADRATIC_ROWS:
+        raise UserError(
+            f"{algorithm} needs memory that grows with the square of the rows; {N} are too many, use kmeans"
+        )
+    from sklearn import cluster
+
+    if algorithm == "kmeans":
+        model = cluster.KMeans(n_clusters, n_init=restarts, random_state=seed)
+    elif algorithm == "minibatch_kmeans":
+        model = cluster.MiniBatchKMeans(n_clusters, n_init=restarts, random_state=seed, batch_size=4096)
+    elif algorithm == "agglomerative":
+        model = cluster.AgglomerativeClustering(n_clusters, metric="cosine", linkage="average")
+    else:
+        model = cluster.HDBSCAN(min_cluster_size=min_cluster_size, copy=True)
+    return renumber(model.fit_predict(unit))
+
+
+def renumber(labels: Array) -> Array:
+    """The same groups numbered by descending size, then by first row; -1 stays."""
+    names, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    real = names >= 0
+    order = np.lexsort((first[real], -counts[real]))
+    new = {int(old): position for position, old in enumerate(names[real][order])} | {-1: -1}
+    return np.asarray([new[int(label)] for label in labels], dtype=np.int64)
+
+
+def label_rows(matrix: Matrix, n_clusters: int, seed: int, sample: int) -> Array:
+    """Mini-batch k-means labels of all rows from centres fitted on at most ``sample`` of them; blocks throughout."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    rows = np.arange(matrix.shape[0])
+    if len(rows) > sample:
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))
+    model = MiniBatchKMeans(n_clusters, n_init=3, random_state=seed, batch_size=2048)
+    model.fit(unit_rows(RowView(matrix, rows)).numpy())
+    labels = np.empty(matrix.shape[0], dtype=np.int64)
+    for part, block in unit_blocks(matrix):
+        labels[part] = model.predict(block.numpy())
+    return labels
 
 
 def mean_pairwise_cosine(unit: Array) -> float | None:
@@ -94,11 +168,7 @@ def stability(labelings: list[Array]) -> dict[str, Any]:
     """Adjusted Rand index between every two labelings of the same rows: 1 identical, about 0 unrelated."""
     from sklearn.metrics import adjusted_rand_score
 
-    pairs = [
-        float(adjusted_rand_score(labelings[i], labelings[j]))
-        for i in range(len(labelings))
-        for j in range(i + 1, len(labelings))
-    ]
+    pairs = [float(adjusted_rand_score(a, b)) for a, b in combinations(labelings, 2)]
     if not pairs:
         return {"n_seeds": len(labelings), "adjusted_rand_index": None}
     return {

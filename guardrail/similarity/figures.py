@@ -1,41 +1,103 @@
-"""The audit's figures as PNG bytes: variants, customer against references, stability, a map. Readable in grey."""
+"""Figures of clustering, selection sweeps and audits, as PNG bytes. Readable in grey."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardrail.similarity.audit.sets import AuditSet
-from guardrail.similarity.clustering.figure import principal_components
+from guardrail.core.files import atomic_path
 from guardrail.similarity.scorers import cosines
+
+if TYPE_CHECKING:
+    from guardrail.similarity.audit.sets import AuditSet
 
 # Okabe and Ito's colours, distinguishable by colour-blind readers; markers and dashes carry the same information
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MAP_POINTS = 600
+MAX_POINTS = 10_000
 Array = np.ndarray[Any, Any]
 
 
-def _new(width: float, height: float) -> Any:
+def _new(width: float, height: float, columns: int = 1) -> Any:
+    """A figure and its axes (an array of them for several columns)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    figure, panels = pyplot.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    for axes in panels[0]:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels[0] if columns > 1 else panels[0][0]
 
 
 def _png(figure: Any) -> bytes:
     from matplotlib import pyplot
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
+    figure.savefig(buffer, format="png", dpi=150)
     pyplot.close(figure)
     return buffer.getvalue()
+
+
+def write_png(path: Path, png: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png)
+
+
+def principal_components(unit: Array) -> tuple[Array, Array]:
+    """Coordinates (N, 2) and the shares of variance (2,) of the first two principal components."""
+    mean = unit.mean(axis=0, dtype=np.float64)
+    covariance = (unit.T @ unit).astype(np.float64) / len(unit) - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    axes = vectors[:, ::-1][:, :2]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # a fixed sign: reproducible
+    return (unit - mean) @ axes, np.clip(values[::-1][:2], 0, None) / max(float(values.sum()), 1e-30)
+
+
+def _label_components(axes: Any, share: Array) -> None:
+    for number, name in enumerate("xy"):
+        text = f"principal component {number + 1} ({100 * share[number]:.0f}% of variance)"
+        axes.set(**{f"{name}label": text})
+
+
+def draw_clusters(unit: Array, labels: Array, chosen: int, seed: int) -> bytes:
+    """Every row a point in the first two components; other clusters in greys, the chosen one coloured and outlined."""
+    points, share = principal_components(unit)
+    shown = np.arange(len(unit))
+    if len(shown) > MAX_POINTS:
+        shown = np.sort(np.random.default_rng(seed).choice(len(unit), MAX_POINTS, replace=False))
+    figure, axes = _new(6.4, 4.8)
+    others, members = shown[labels[shown] != chosen], shown[labels[shown] == chosen]
+    x, y = points.T
+    axes.scatter(x[others], y[others], c=labels[others] % 10, cmap="Greys", vmin=-6, vmax=12, s=9, linewidths=0)
+    axes.scatter(x[members], y[members], s=16, color=COLOURS[1], edgecolors="black", linewidths=0.3)
+    count = int((labels == chosen).sum())
+    axes.set_title(f"{len(np.unique(labels[labels >= 0]))} clusters; coloured: cluster {chosen} ({count} rows)")
+    _label_components(axes, share)
+    return _png(figure)
+
+
+def draw_sweep(result: dict[str, Any]) -> bytes:
+    """A heat map of the Jaccard index between views per selector, numbers in the cells."""
+    views, selectors = result["views"], result["selectors"]
+    size = max(3.0, 0.55 * len(views) + 1.6)
+    figure, panels = _new(size * len(selectors), size, len(selectors))
+    for axes, (name, entry) in zip(np.atleast_1d(panels), selectors.items(), strict=True):
+        matrix = np.asarray(entry["jaccard"])
+        axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis")
+        axes.set_xticks(range(len(views)), views, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(views)), views, fontsize=7)
+        axes.set_title(f"{name}: Jaccard (chance {entry['jaccard_by_chance']:.2f})", fontsize=9)
+        if len(views) <= 16:
+            for (i, j), value in np.ndenumerate(matrix):
+                colour = "white" if value < 0.5 else "black"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    return _png(figure)
 
 
 def draw_variants(variants: list[dict[str, Any]], chosen: str | None) -> bytes:
@@ -110,7 +172,6 @@ def draw_map(customer: AuditSet, variants: list[AuditSet], view: str, seed: int)
         else:
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             axes.scatter(*xy, s=11, marker=marker, color=colour, alpha=0.55, linewidths=0, label=one.name)
-    axes.set_xlabel(f"principal component 1 ({100 * share[0]:.0f}% of variance)")
-    axes.set_ylabel(f"principal component 2 ({100 * share[1]:.0f}% of variance)")
+    _label_components(axes, share)
     axes.legend(frameon=False, fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(0, 1.12), ncols=4)
     return _png(figure)
