@@ -17,7 +17,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json, write_jsonl
 from guardrail.data.prompts import encode_prompt
-from guardrail.evaluation.mt_bench.data import QuestionSet
+from guardrail.evaluation.mt_bench.data import QuestionSet, read_answer, read_lines
 from guardrail.generation import Completion, Request, SamplingOptions, generate_resumable
 from guardrail.generation.context import Messages, fit_conversation, prompt_limit
 
@@ -163,15 +163,15 @@ def read_model_answer(path: Path, questions: QuestionSet) -> list[dict[str, Any]
 
     Raises ``UserError`` when an answer is missing or has not two turns.
     """
-    from guardrail.evaluation.mt_bench.data import read_lines
-
-    found = {int(row["question_id"]): row for row in read_lines(path)}
+    lines = [read_answer(row, f"{path}, line {i + 1}") for i, row in enumerate(read_lines(path))]
+    found = dict(lines)
+    if len(found) != len(lines):
+        raise UserError(f"{path} answers a question twice; expected one line for each")
     rows = []
     for question in questions.questions:
-        answer = found.get(question["question_id"])
-        if answer is None:
+        turns = found.get(question["question_id"])
+        if turns is None:
             raise UserError(f"{path} has no answer to question {question['question_id']} of {questions.source}")
-        turns = [str(text) for text in answer["choices"][0]["turns"]]
         if len(turns) != 2:
             raise UserError(f"{path}: the answer to question {question['question_id']} has {len(turns)} turns, not 2")
         rows.append(

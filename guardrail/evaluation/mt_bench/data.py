@@ -18,7 +18,7 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json, read_jsonl
+from guardrail.core.files import hash_json, json_lines, parse_json, read_text
 from guardrail.core.hub import hub_available
 from guardrail.core.places import DATASETS, SANDBOX_DATA, shown
 from guardrail.evaluation.mt_bench.prompts import FASTCHAT_NAMES, OWN_NAMES, OWN_PROMPTS
@@ -154,8 +154,10 @@ def _reference_file(folder: Path) -> Path | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Raw lines of a jsonl file, with the line number in errors."""
-    out = [row for _, row in read_jsonl(path)]
+    """The objects of a jsonl file; ``UserError`` names the line that is none."""
+    out = [parse_json(line, str(path), number) for number, line in json_lines(read_text(path))]
+    if strange := next((row for row in out if not isinstance(row, dict)), None):
+        raise UserError(f"{path}: expected one JSON object a line, got {str(strange)[:60]!r}")
     if not out:
         raise UserError(f"{path} holds no rows; expected at least one")
     return out
@@ -177,13 +179,30 @@ def build_question_set(
     name = name or set_name(asked)
     if limit is not None and limit < len(asked):
         asked, name = _first_of_each_category(asked, limit), f"{name}_partial"
-    answers = {int(row["question_id"]): list(row["choices"][0]["turns"]) for row in references}
+    answers = dict(read_answer(row, f"{source}, reference answer {i + 1}") for i, row in enumerate(references))
+    texts = ("name", "system_prompt", "prompt_template")
+    for i, row in enumerate(judge_prompts):
+        if not all(isinstance(row.get(name), str) for name in texts):
+            raise UserError(f"{source}, judge prompt {i + 1}: expected the texts {', '.join(texts)}, as in FastChat")
     prompts = {row["name"]: row for row in judge_prompts}
     missing = [wanted for wanted in FASTCHAT_NAMES.values() if wanted not in prompts]
     if prompts and missing:
         raise UserError(f"{source}: the judge prompts lack {', '.join(missing)}")
     names = FASTCHAT_NAMES if prompts else OWN_NAMES
     return QuestionSet(name, source, asked, answers, prompts or OWN_PROMPTS, names)
+
+
+def read_answer(row: dict[str, Any], place: str) -> tuple[int, list[str]]:
+    """``(question_id, turns)`` of a line in FastChat's answer files; ``UserError`` when it is none."""
+    try:
+        turns = row["choices"][0]["turns"]
+        if isinstance(turns, str) or not all(isinstance(turn, str) for turn in turns):
+            raise TypeError("turns must be texts")
+        return int(row["question_id"]), list(turns)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{place}: expected question_id and choices[0].turns, as in FastChat; {type(error).__name__}: {error}"
+        ) from error
 
 
 def set_name(questions: list[dict[str, Any]]) -> str:

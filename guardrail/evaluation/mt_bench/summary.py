@@ -50,7 +50,7 @@ def summarise(judgements: Sequence[dict[str, Any]], protocol: str = FASTCHAT, se
         "n_judgements": len(judgements),
         "n_failed": sum(failures.values()),
         "failures": dict(failures),
-        "failed_percent": 100 * sum(failures.values()) / len(judgements),
+        "failed_percent": 100 * sum(failures.values()) / len(judgements) if judgements else None,
         "n_ambiguous": sum(1 for row in judgements if row["ambiguous"]),
         "failures_count_as": 0 if protocol == ALIGN_ANYTHING else None,
     }
