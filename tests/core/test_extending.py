@@ -240,3 +240,27 @@ def test_a_new_downstream_task(tmp_path, monkeypatch):
         assert row["messages"][0]["content"] == "What is it?\nA hint: It floats." and row["reference"] == "A boat."
     finally:
         TASKS.remove("riddles")
+
+
+def test_a_new_scorer_and_a_new_selector(tmp_path, monkeypatch):
+    from guardrail.similarity.scorers import SCORERS, Inputs, score_rows
+    from guardrail.similarity.selection.options import SELECTORS
+    from guardrail.similarity.selection.pipeline import main
+
+    as_module("my_scorers", code_with("def score_questions"), tmp_path, monkeypatch)
+    as_module("my_selectors", code_with("def fewest_questions"), tmp_path, monkeypatch)
+    exec(code_with('SCORERS.add("questions"'), {"SCORERS": SCORERS})
+    exec(code_with('SELECTORS.add("fewest_questions"'), {"SELECTORS": SELECTORS})
+    try:
+        pool = tmp_path / "pool.jsonl"
+        pool.write_text("".join(json.dumps({"id": x, "prompt": x, "response": "y"}) + "\n" for x in ("a??", "b", "c?")))
+        assert score_rows("questions", rows.load_rows(pool), Inputs()).tolist() == [2, 0, 1]
+        flags = ["--dataset_folder", str(tmp_path), "--dataset_dir", str(pool), "--selector", "fewest_questions"]
+        done = main([*flags, "--select_n", "2"])
+        chosen = rows.load_rows(done["files"]["fewest_questions"])
+        assert [row["id"] for row in chosen] == ["b", "c?"]
+        entry = json.loads((tmp_path / "selected" / "selection.json").read_text())["subsets"]["fewest_questions2"]
+        assert entry["rule"] == "fewest question marks"
+    finally:
+        SCORERS.remove("questions")
+        SELECTORS.remove("fewest_questions")
