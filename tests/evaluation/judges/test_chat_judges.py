@@ -312,3 +312,16 @@ def test_whatever_a_server_replies_is_a_verdict_or_a_judge_error(tmp_path_factor
             document = judged(folder / "a.json", server, name, **own)
     rows = document["judgements"]
     assert len(rows) == 3 and all((row["harmful"] is None) == (row["error"] is not None) for row in rows)
+
+
+def test_a_server_with_another_model_is_refused_in_one_line(results_file, short_waits):
+    with ScriptedServer(lambda *_: "Rating: [[3]]", models=("large", "small")) as server:
+        with pytest.raises(UserError, match="did you mean 'small'"):
+            judged(results_file, server, "openai", rubric_model="smal")
+        with pytest.raises(UserError, match="has 2 models; name one of: large, small"):
+            judged(results_file, server, "openai")
+        server.models = b'{"data": [1]}'
+        with pytest.raises(UserError, match="does not list its models") as error:
+            judged(results_file, server, "openai")
+        assert "\n" not in str(error.value) and not server.requests
+    assert not (results_file.parent / "rubric.json").exists()
