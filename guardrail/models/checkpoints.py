@@ -25,7 +25,7 @@ WEIGHT_FILES = (
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-REDO = "copy or download the checkpoint again"
+REDO = "copy or download the checkpoint again (config.json and weights must belong together)"
 
 
 def resolve_checkpoint(name: str | Path) -> str:

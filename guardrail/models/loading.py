@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.ranks import local_rank
 from guardrail.models.checkpoints import (
+    REDO,
     check_checkpoint_files,
     check_tokenizer_files,
     read_object,
@@ -74,7 +75,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # a broken file raises a dozen types, some of them bare Exceptions of the Rust library
-        raise UserError(f"cannot load the tokenizer of {name}: {type(error).__name__}: {str(error)[:300]}") from error
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise UserError(f"cannot load the tokenizer of {name}: {reason}; {REDO}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -137,7 +139,7 @@ def load_complete(
                 **options,
             )
     except Exception as error:  # a broken checkpoint raises a dozen types; the reason is what the user needs
-        raise UserError(f"cannot load {name}: {type(error).__name__}: {str(error)[:300]}") from error
+        raise UserError(f"cannot load {name}: {type(error).__name__}: {str(error)[:300]}; {REDO}") from error
     check_complete(name, model, found, headless)
     return model
 
@@ -173,10 +175,7 @@ def check_complete(name: str, model: Any, found: Mapping[str, Any], headless: bo
     }
     said = "; ".join(f"{len(names)} {what}: {shorten(names)}" for what, names in problems.items() if names)
     if said:
-        raise UserError(
-            f"{name} is no complete {type(model).__name__}: {said}; copy or download the checkpoint again, "
-            "or check that its config.json belongs to it"
-        )
+        raise UserError(f"{name} is no complete {type(model).__name__}: {said}; {REDO}")
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     }
 
 
-def main() -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = Parser(prog="guardrail.study.check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="a file of configs/studies/")
     parser.add_argument("--sizes", type=numbers, help="replace subset_sizes: 500,1000")
@@ -118,7 +118,7 @@ def main() -> dict[str, Any]:
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
     parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
     study = load_study(args.study, {key: value for key, value in overrides.items() if value})
     if args.tasks:

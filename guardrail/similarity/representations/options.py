@@ -141,7 +141,7 @@ def model_facts(name: str, architecture: str = "auto") -> ModelFacts:
     try:
         return _model_facts(name, config, architecture)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{name}: its config.json is not one of a model: {error}") from error
+        raise UserError(f"{name}: its config.json is not one of a model: {error}; copy or download it again") from error
 
 
 def _model_facts(name: str, config: dict[str, Any], architecture: str) -> ModelFacts:
@@ -156,7 +156,7 @@ def _model_facts(name: str, config: dict[str, Any], architecture: str) -> ModelF
         architecture = "causal" if causal else "encoder"
     n_layers = inner.get("num_hidden_layers") or inner.get("n_layer")
     if not n_layers:
-        raise UserError(f"{name}: config.json names no number of layers (num_hidden_layers)")
+        raise UserError(f"{name}: config.json names no number of layers; expected num_hidden_layers")
     limit = inner.get("max_position_embeddings") or inner.get("n_positions")
     return ModelFacts(architecture, int(n_layers), int(limit) if limit else None)
 

@@ -217,7 +217,7 @@ def _check(matrix: Any, path: Path) -> torch.Tensor:
         )
         raise UserError(f"{path} does not hold one 2-D floating-point tensor (rows, width), but {what}")
     if matrix.shape[0] == 0 or matrix.shape[1] == 0:
-        raise UserError(f"{path} is empty: shape {tuple(matrix.shape)}")
+        raise UserError(f"{path} is empty: shape {tuple(matrix.shape)}; expected at least one row and one column")
     return matrix if matrix.dtype != torch.float64 else matrix.float()
 
 
