@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import hypothesis
 import numpy as np
+import pyarrow.parquet
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import REPOSITORY
 
-from guardrail.core.files import read_json, write_json
+from guardrail.core.files import read_json, write_json, write_jsonl
+from guardrail.study import properties, write
 from guardrail.study.analysis import analyse
 from guardrail.study.arms import pair, read_answers, read_arms, stack
 from guardrail.study.config import as_dict
 from guardrail.study.grid import Grid
-from guardrail.study.properties import redact
-from guardrail.study.report.figures import style
+from guardrail.study.properties import redact, training_split
+from guardrail.study.report.figures import loss_curves, style
 from guardrail.study.report.page import safe_json
 from guardrail.study.report.tables import Column, Table
 from guardrail.study.results import SAFETY_FILE, collect, judge_file
@@ -178,6 +188,124 @@ def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeyp
     assert result["n_failed"] == len(grid.cells) + 1
     text = Path(result["report"]).read_text()
     assert "cannot be compared" in text and text.count("FAILED") == 1 + 2 * 3  # base and six arms
+
+
+def test_the_first_screen_says_what_study_json_says(toy):
+    """Every difference, interval and p-value on the page's first screen is one of study.json's statistics."""
+    _, _, paths = toy
+    result = read_json(paths["study"])
+    statistics = result["statistics"]
+    known = [*statistics["overall"], *statistics["comparisons"], *statistics["over_refusal"]]
+    known += [row["at_matched_utility"] for row in statistics["overall"] if "at_matched_utility" in row]
+    triples = {(row["difference_points"], *row["interval_points"], row["p_value"]) for row in known if "p_value" in row}
+    facts = [fact for fact in result["headline"]["facts"] if fact["p_value"] is not None]
+    assert len(facts) >= 6
+    assert all((f["difference_points"], *f["interval_points"], f["p_value"]) in triples for f in facts)
+    main = next(row for row in statistics["overall"] if (row["first"], row["outcome"]) == ("high", "change"))
+    assert facts[0]["difference_points"] == main["difference_points"]
+    text = html.unescape(Path(paths["report"]).read_text())
+    first = text[text.index('id="headline"') : text.index('id="arms"')]
+    assert result["headline"]["answer"] in first and result["headline"]["evidence"] in first
+    assert f"{main['difference_points']:.1f} points more after high-similarity" in first
+    for fact in facts:
+        low, high = fact["interval_points"]
+        assert f"{fact['difference_points'] + 0:+.1f}" in first and f"[{low:+.1f}, {high:+.1f}]" in first
+
+
+@pytest.mark.parametrize("status", ["stale", "missing"])
+def test_cells_that_are_not_done_are_a_word_everywhere_and_never_a_number(tmp_path, monkeypatch, status):
+    """Results of another state lie on disk for all of them; what `collect` does not accept is not shown."""
+    grid, config = finished_study(tmp_path)
+    finished = collect(grid)
+
+    def collected(_: Grid) -> dict:
+        result = collect(grid)
+        for number, cell in enumerate(grid.cells):
+            if (cell.task, cell.subset) == ("list", "low") or (cell.subset, cell.seed) == ("random", 2):
+                kept = ("task", "subset", "subset_size", "seed", "alignment")
+                row = {key: result["cells"][number][key] for key in kept}
+                result["cells"][number] = {**row, "status": status, "reason": "made with another learning rate"}
+        return result
+
+    monkeypatch.setattr(write, "collect", collected)
+    write_results(monkeypatch, grid, config)
+    result = read_json(grid.folder / "study.json")
+    arms = {(arm["task"], arm["subset"]): arm for arm in result["statistics"]["arms"]}
+    assert arms["list", "low"]["status"] == status and "final_percent" not in arms["list", "low"]
+    assert arms["list", "random"]["without_numbers"] == {status: 1} and arms["list", "random"]["n_seeds"] == 2
+    assert ("list", "low") not in {(row["task"], row["subset"]) for row in result["subsets"]}
+    assert result["headline"]["verdict"] in ("one_task", "not_shown")  # high against low is left for one task only
+    page = (grid.folder / "report.html").read_text()
+    assert f"{status}: list / low 20, seed 1: made with another learning rate" in page
+    for name in ("harmfulness", "arms"):
+        lines = (grid.folder / f"tables/{name}.csv").read_text().splitlines()
+        row = next(csv.DictReader([lines[0], next(line for line in lines if line.startswith("list,low"))]))
+        assert row["status"] == status and row["final_percent"] == row["initial_percent"] == ""
+        assert status.upper() in (grid.folder / f"tables/{name}.md").read_text()
+    assert f"1 of 3 seeds {status}" in (grid.folder / "tables/arms.md").read_text()
+    old = finished["cells"][grid.cells.index(next(c for c in grid.cells if (c.task, c.subset) == ("list", "low")))]
+    assert str(old["checkpoint"]) not in (grid.folder / "study.json").read_text()
+    curves = loss_curves(grid, result["cells"])
+    assert not [c for c in curves if (c["stage"], c["task"], c["subset"]) == ("fine-tuning", "list", "low")]
+
+
+def test_instructions_with_the_ids_of_pool_rows_are_no_safety_rows(tmp_path, monkeypatch):
+    """The mixture renames a safety row only if an instruction has its id: `s1` then is the instruction."""
+    grid, config = finished_study(tmp_path)
+    write_results(monkeypatch, grid, config)
+    before = {(s["task"], s["subset"]): s for s in read_json(grid.folder / "study.json")["subsets"]}
+    points = {p["text"]: p["selected"] for p in read_json(grid.folder / "map.json")["points"] if p["set"] == "pool"}
+    clashing = [f"s{i}" for i in (*range(5), *range(50, 60))]  # some are in `high` (0..19), some in no subset of list
+    instructions = [{"id": name, "prompt": "q", "response": "a"} for name in clashing]
+    write_jsonl(tmp_path / "instruct.jsonl", instructions)
+    for alignment in grid.alignments:
+        path = training_split(grid, alignment)
+        rows = [row for row in pyarrow.parquet.read_table(path).to_pylist() if row["id"].startswith("s")]
+        safety = [{**row, "id": row["id"] + "#safety" * (row["id"] in clashing)} for row in rows]
+        mixed = [{**rows[0], "id": name} for name in clashing] + safety
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(mixed), path)
+    write_results(monkeypatch, grid, config)
+    after = {(s["task"], s["subset"]): s for s in read_json(grid.folder / "study.json")["subsets"]}
+    assert after == before
+    again = {p["text"]: p["selected"] for p in read_json(grid.folder / "map.json")["points"] if p["set"] == "pool"}
+    assert again == points
+
+
+@given(st.integers(2, 6), st.integers(2, 40), st.integers(0, 2**31))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_axes_of_the_map_equal_a_singular_value_decomposition(D, n, seed):
+    """Up to sign, block by block, whatever the block size."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(1.0, np.arange(1, D + 1) ** 2, size=(size, D)) for size in (n, n + 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(properties, "BLOCK_BYTES", 8 * D * 5)
+        mean, axes, share = properties.principal_axes([torch.from_numpy(part) for part in parts])
+    together = np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts])
+    _, values, expected = np.linalg.svd(together - together.mean(axis=0), full_matrices=False)
+    assert mean == pytest.approx(together.mean(axis=0))
+    assert share == pytest.approx(values**2 / (values**2).sum(), abs=1e-9)
+    gaps = -np.diff(np.append(values, 0.0)) / values[0]  # axes of nearly equal variance may be any two of their plane
+    for i in range(2):
+        if gaps[: i + 1].min() > 1e-3:
+            assert abs(axes[i] @ expected[i]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_loss_file_may_hold_the_line_separators_of_unicode(tmp_path):
+    grid = Grid(study(tmp_path, subsets=["high"], seeds=[1]), tmp_path)
+    finish(grid)
+    path = grid.cell_folder(grid.cells[0]) / "losses.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0, "note": "a\u2028b\u0085c"}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    curves = loss_curves(grid, collect(grid)["cells"])
+    assert [c["loss"] for c in curves if (c["stage"], c["task"]) == ("fine-tuning", "list")] == [[2.0, 1.0]]
+
+
+def test_the_package_itself_is_the_entry_point(toy):
+    grid, config, _ = toy
+    command = [sys.executable, "-m", "guardrail.study", str(config), "--outputs", str(grid.folder.parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["n_failed"] == 0
+    assert read_json(grid.folder / "study.json")["headline"]["sentence"] in done.stdout
 
 
 def test_study_json_fits_its_schema_and_the_schema_can_say_no(toy, tmp_path, monkeypatch):

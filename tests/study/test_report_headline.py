@@ -7,14 +7,14 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import REPOSITORY
 
 from guardrail.statistics.regression import MATCHED
 from guardrail.study.report.headline import FAILED, MATCHED_ARMS, OPEN, PASSED, QUESTION, headline
 
-VERDICT_WORDS = ("durable", "paper", "claim", "opposite", "is shown", "survive", "matters here", "confirm", "Control")
+VERDICT_WORDS = ("durable", "paper", "claim", "opposite", "is shown", "survive", "matters here", "confirm", "control")
 SWAPS = (
     ("high", "low"),
     ("High", "Low"),
@@ -108,9 +108,10 @@ def mirrored(text: str) -> str:
     return re.sub(rf"\b({'|'.join(sorted(table, key=len, reverse=True))})\b", lambda found: table[found[0]], text)
 
 
+BROKEN, PENDING = "not survive its controls", "not all controls are settled"
 AGAINST = {"difference_points": -6.0, "interval_points": [-9.0, -3.0]}
 CASES = {
-    "holds": (made(), "holds", 1, "as the paper claims: over 5 seeds and 2 tasks harmfulness rose 12.0 points more"),
+    "holds": (made(), "holds", 1, "as the paper claims. Over 5 seeds and 2 tasks harmfulness rose 12.0 points more"),
     "opposite": (
         swapped(made()),
         "holds",
@@ -134,22 +135,37 @@ CASES = {
         0,
         "the tasks disagree in sign",
     ),
-    "tasks disagree, average shown": (made(5.0, 3.0, 0.04, (15.7, -5.7)), "mixed", 0, "No one answer holds"),
+    "tasks disagree, average shown": (made(5.0, 3.0, 0.04, (15.7, -5.7)), "mixed", 0, "No one answer holds for all"),
     "one task": (made(tasks=(12.0,)), "one_task", 1, "only task0 could be compared"),
-    "final": (made(controls={"final": {"p_value": 0.4}}), "fails_controls", 1, "does not survive final harmfulness"),
-    "length": (made(controls={"high_length_matched": AGAINST}), "fails_controls", 1, "not survive equal length:"),
+    "final": (
+        made(controls={"final": {"p_value": 0.4}}),
+        "fails_controls",
+        1,
+        f"{BROKEN}: harmfulness after fine-tuning.",
+    ),
+    "length": (
+        made(controls={"high_length_matched": AGAINST}),
+        "fails_controls",
+        1,
+        f"{BROKEN}: rise at equal length.",
+    ),
     "format, topics": (
         made(controls={"high_format_matched": {"p_value": 0.2}, "high_category_matched": {"p_value": 0.06}}),
         "fails_controls",
         1,
-        "does not survive equal list share and equal topics",
+        f"{BROKEN}: rise at equal list share and rise at equal topics.",
     ),
-    "not run": (made(controls={"high_category_matched": None}), "uncontrolled", 1, "but equal topics is not settled"),
+    "not run": (
+        made(controls={"high_category_matched": None}),
+        "uncontrolled",
+        1,
+        f"{PENDING}: rise at equal topics.",
+    ),
     "utility": (
         made(controls={"change": {"at_matched_utility": {"reason": "4 task-seed pairs; at least 5 needed"}}}),
         "uncontrolled",
         1,
-        "equal utility is not settled",
+        f"{PENDING}: rise at equal utility.",
     ),
     "utility is equal anyway": (
         made(controls={"change": {"at_matched_utility": {"reason": MATCHED}}}),
@@ -161,16 +177,26 @@ CASES = {
         made(controls={"over_refusal": {"difference_points": -20.0, "interval_points": [-26.0, -14.0]}}),
         "fails_controls",
         1,
-        "does not survive over-refusal",
+        f"{BROKEN}: harmless requests refused.",
     ),
     "over-refusal not decided": (
         made(controls={"over_refusal": {"interval_points": [-9.0, 9.0]}}),
         "uncontrolled",
         1,
-        "over-refusal is not settled",
+        f"{PENDING}: harmless requests refused.",
     ),
-    "no bench": (made(controls={"over_refusal": None}), "uncontrolled", 1, "over-refusal is not settled"),
-    "judge": (made(controls={"judge": {"depends_on_judge": True}}), "fails_controls", 1, "not survive other judges"),
+    "no bench": (
+        made(controls={"over_refusal": None}),
+        "uncontrolled",
+        1,
+        f"{PENDING}: harmless requests refused.",
+    ),
+    "judge": (
+        made(controls={"judge": {"depends_on_judge": True}}),
+        "fails_controls",
+        1,
+        f"{BROKEN}: other judges.",
+    ),
 }
 
 
@@ -182,8 +208,12 @@ def test_each_rule_gives_its_verdict_its_words_and_its_uncertainty(name):
     assert words in found.sentence
     assert "95% interval" in found.sentence and re.search(r"p [=<] 0\.\d|p = 1\.", found.sentence)
     assert ("claims" in found.sentence) == (direction != 0)
-    for detail in found.details:  # every difference stands beside its interval and p-value
-        assert "points" not in detail or "%" in detail or "not excluded" in detail, detail
+    assert found.sentence == f"{found.answer} {found.evidence}"
+    for fact in found.facts:  # a number never stands without its interval and p-value, a line never without a word
+        numbers = (fact.difference_points, fact.interval_points, fact.p_value)
+        assert (None not in numbers) or (set(numbers) == {None} and fact.note)
+        assert fact.control in ("", PASSED, FAILED, OPEN)
+    assert bool(found.controls) == (verdict in ("holds", "uncontrolled", "fails_controls"))
 
 
 def test_every_verdict_has_a_row_in_the_documentation():
@@ -212,10 +242,10 @@ def test_tasks_that_are_each_shown_the_other_way_round_are_mixed_even_if_they_ca
 
 
 def test_different_safety_before_fine_tuning_is_said():
-    text = "\n".join(headline(made(controls={"initial": {"difference_points": 6.0, "p_value": 0.01}})).details)
-    assert "Before fine-tuning, harmfulness was 6.0 points higher after high-similarity" in text
-    assert "did not start alike" in text
-    assert "did not start alike" not in "\n".join(headline(made()).details)
+    found = headline(made(controls={"initial": {"difference_points": 6.0, "p_value": 0.01}}))
+    assert "did not start alike: before fine-tuning harmfulness was 6.0 points higher after high" in found.details[1]
+    assert "did not start alike" not in "".join(headline(made()).details)
+    assert [f.p_value for f in headline(made()).facts if f.what == "harmfulness before fine-tuning"] == [0.6]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +282,7 @@ def test_without_a_pair_of_arms_the_reason_stands_there_and_no_number():
     assert found.sentence.endswith("cannot be compared: the tasks share no seed.")
 
 
-numbers = st.floats(-90, 90).map(lambda x: round(x, 4))
+numbers = st.builds(lambda size, sign: sign * round(size, 4), st.floats(0.001, 90), st.sampled_from([-1, 1]))
 p_values = st.sampled_from([1e-6, 0.004, 0.03, 0.0499, 0.05, 0.2, 0.9, 1.0])
 
 
@@ -281,8 +311,8 @@ def results(draw, most_seeds: int = 6) -> dict[str, Any]:
 @settings(max_examples=400, deadline=None)
 def test_no_verdict_from_one_seed_whatever_the_numbers(result):
     found = headline(result)
-    assert (found.verdict, found.direction, found.controls) == ("one_seed", 0, ())
-    text = " ".join((found.sentence, *found.details))
+    assert (found.verdict, found.direction, found.controls) == ("one_seed", 0, [])
+    text = " ".join((found.sentence, *found.details, *(fact.what + fact.note for fact in found.facts)))
     assert not [word for word in VERDICT_WORDS if word in text]
     assert "cannot tell" in found.sentence and "seeds" in found.sentence
 
@@ -290,16 +320,11 @@ def test_no_verdict_from_one_seed_whatever_the_numbers(result):
 @given(results())
 @settings(max_examples=400, deadline=None)
 def test_swapping_high_and_low_swaps_the_words_and_nothing_else(result):
-    rows = [
-        *result["statistics"]["overall"],
-        *result["statistics"]["comparisons"],
-        *result["statistics"]["over_refusal"],
-    ]
-    assume(all(row["difference_points"] for row in rows))
-    assume(result["statistics"]["overall"][0]["at_matched_utility"]["difference_points"])
     one, other = headline(result), headline(swapped(result))
     assert (one.verdict, one.direction) == (other.verdict, -other.direction)
-    assert [c.status for c in one.controls] == [c.status for c in other.controls]
+    for mine, theirs in zip(one.facts, other.facts, strict=True):
+        assert (mine.what, mine.control, mine.p_value) == (theirs.what, theirs.control, theirs.p_value)
+        assert mine.difference_points is None or mine.difference_points == -theirs.difference_points
     assert mirrored(one.sentence) == other.sentence
     assert tuple(map(mirrored, one.details)) == other.details
 
@@ -318,6 +343,6 @@ def test_tasks_that_disagree_in_sign_are_always_named_and_claims_need_every_cont
     if claimed:
         main = result["statistics"]["overall"][0]
         assert main["p_value"] < 0.05 and main["n_seeds"] > 1 and len(rows) > 1
-        assert len(found.controls) >= 6 and {c.status for c in found.controls} == {PASSED}
-    assert {c.status for c in found.controls} <= {PASSED, FAILED, OPEN}
+        assert len(found.controls) >= 6 and {fact.control for fact in found.controls} == {PASSED}
+    assert {fact.control for fact in found.controls} <= {PASSED, FAILED, OPEN}
     assert QUESTION == ("high", "low")

@@ -24,29 +24,44 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Control:
-    """One control of a shown difference: passed, failed, or open (not run, not decided); ``text`` says why."""
+class Fact:
+    """One line of evidence: a difference, high minus low, in points, with its interval and p-value (or a note alone).
 
-    name: str
-    status: str
-    text: str
+    ``control``: passed, failed or open where the line is a control of a shown difference, empty elsewhere.
+    """
+
+    what: str
+    difference_points: float | None = None
+    interval_points: tuple[float, float] | None = None
+    p_value: float | None = None
+    control: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Headline:
     """``verdict`` is a row of docs/headlines.md; ``direction`` 1: high-similarity arms lost more, -1: low ones, 0: none
-    is claimed. ``details`` qualify the sentence.
+    is claimed. ``answer`` is the short sentence, ``evidence`` its numbers; ``details`` say what was compared.
     """
 
     verdict: str
     direction: int
-    sentence: str
-    details: tuple[str, ...]
-    controls: tuple[Control, ...] = ()
+    answer: str
+    evidence: str = ""
+    details: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.answer} {self.evidence}".strip()
+
+    @property
+    def controls(self) -> list[Fact]:
+        return [fact for fact in self.facts if fact.control]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for `study.json`."""
-        return asdict(self)
+        return {"sentence": self.sentence, **asdict(self)}
 
 
 def interval(low: float, high: float) -> str:
@@ -121,16 +136,18 @@ def headline(result: dict[str, Any]) -> Headline:
     if not sizes:
         reasons = [e["reason"] for e in statistics.get("overall", []) if (e["first"], e["second"]) == QUESTION]
         reason = statistics.get("reason") or next(iter(reasons), "no pair of high- and low-similarity arms is finished")
-        sentence = f"High against low similarity cannot be compared: {reason}."
-        return Headline("not_comparable", 0, sentence, tuple(_study_facts(result)))
+        answer = f"High against low similarity cannot be compared: {reason}."
+        return Headline("not_comparable", 0, answer, details=tuple(_study_facts(result)))
     main = sizes[0]
     size, smallest = main["subset_size"], statistics["smallest_difference_points"]
     tasks = _find(statistics.get("comparisons", []), QUESTION, subset_size=size)
-    missing = [
-        task for task in dict.fromkeys(a["task"] for a in statistics.get("arms", [])) if task not in main["tasks"]
-    ]
-    details = [*_scope(main, missing), *_start(statistics, main, tasks)]
-    rest = _study_facts(result)
+    planned = dict.fromkeys(arm["task"] for arm in statistics.get("arms", []))
+    missing = [task for task in planned if task not in main["tasks"]]
+    details = [_scope(main, missing)]
+    initial = _find(statistics["overall"], QUESTION, "initial", subset_size=size)
+    if initial and shown(initial[0]):
+        was = compared(initial[0], "higher")
+        details.append(f"The arms did not start alike: before fine-tuning harmfulness was {was}.")
     rose = f"harmfulness rose {compared(main)}"
     split = ""
     if disagree(tasks):
@@ -139,62 +156,50 @@ def headline(result: dict[str, Any]) -> Headline:
         by_size = each(sizes, lambda e: f"{e['subset_size']} rows")
         split += f"; the subset sizes disagree in sign ({by_size})"
 
-    def out(verdict: str, sentence: str, direction: int = 0, controls: list[Control] | None = None) -> Headline:
-        more = _measures(statistics, main) if controls is None else [control.text for control in controls]
-        return Headline(verdict, direction, sentence, (*details, *more, *rest), tuple(controls or ()))
+    def out(verdict: str, answer: str, evidence: str, direction: int = 0, controlled: bool = False) -> Headline:
+        facts = _facts(statistics, main, tasks, smallest, direction if controlled else None)
+        return Headline(verdict, direction, answer, evidence, (*details, *_study_facts(result)), tuple(facts))
 
     if main["n_seeds"] == 1:
         return out(
             "one_seed",
-            "One training seed cannot tell which alignment data last longer. In these checkpoints "
-            f"{rose}{split}. {_seeds_needed(main, smallest)}",
+            "One training seed cannot tell which alignment data last longer.",
+            f"In these checkpoints {rose}{split}. {_seeds_needed(main, smallest)}",
         )
-    small = all(max(map(abs, entry["interval_points"])) < smallest for entry in (*sizes, *tasks))
-    if small:
-        return out(
-            "too_small",
-            f"The difference is smaller than matters here ({smallest:g} points): when fine-tuned, {rose}{split}.",
-        )
+    if all(max(map(abs, entry["interval_points"])) < smallest for entry in (*sizes, *tasks)):
+        answer = f"The difference is smaller than matters here ({smallest:g} points)."
+        return out("too_small", answer, f"When fine-tuned, {rose}{split}.")
     directions = {sign(task["difference_points"]) for task in tasks if task.get("p_value_holm", 1) < SIGNIFICANT}
     if split and (shown(main) or len(directions) > 1):
-        return out("mixed", f"No one answer holds: when fine-tuned, {rose} on average{split}.")
+        return out("mixed", "No one answer holds for all of this study.", f"On average, {rose}{split}.")
     if not shown(main):
-        found = (
-            f"A true difference of {main['minimum_detectable_points']:.1f} points would have been found with 80% power."
-        )
+        detectable = main["minimum_detectable_points"]
+        found = f"A true difference of {detectable:.1f} points would have been found with 80% power."
         return out(
             "not_shown",
-            f"No difference in durability is shown between the two kinds of alignment data: when fine-tuned, {rose}"
-            f"{split}. {found} {_seeds_needed(main, smallest)}",
+            "No difference in durability is shown between the two kinds of alignment data.",
+            f"When fine-tuned, {rose}{split}. {found} {_seeds_needed(main, smallest)}",
         )
     direction = sign(main["difference_points"])
     data = f"{worse(direction)[0].capitalize()}-similarity alignment data gave the less durable guardrails"
     heading = "in the direction the paper claims" if direction > 0 else "against the direction the paper claims"
+    evidence = f"Over {plural(main['n_seeds'], 'seed')} and {plural(len(main['tasks']), 'task')} {rose}."
     if min(abs(edge) for edge in main["interval_points"]) < smallest:
-        details.append(f"A true difference below the {smallest:g} points that matter is not excluded.")
+        evidence += f" A true difference below the {smallest:g} points that matter is not excluded."
     if len(tasks) < 2 or missing:
-        seen = f"only {listed([task['task'] for task in tasks])} could be compared" if tasks else "tasks are not known"
-        return out("one_task", f"{data}, {heading}, but {seen}: {rose}.", direction)
-    controls = _controls(statistics, main, direction, smallest)
-    failed = [control.name for control in controls if control.status == FAILED]
-    pending = [control.name for control in controls if control.status == OPEN]
+        seen = listed(main["tasks"])
+        return out("one_task", f"{data}, {heading}, but only {seen} could be compared.", evidence, direction)
+    controls = [fact for fact in _facts(statistics, main, tasks, smallest, direction) if fact.control]
+    failed = [fact.what for fact in controls if fact.control == FAILED]
+    pending = [fact.what for fact in controls if fact.control == OPEN]
     if failed:
-        return out(
-            "fails_controls",
-            f"{data}, {heading}, but the difference does not survive {listed(failed)}: {rose}.",
-            direction,
-            controls,
-        )
+        answer = f"{data}, {heading}, but the difference does not survive its controls: {listed(failed)}."
+        return out("fails_controls", answer, evidence, direction, controlled=True)
     if pending:
-        return out(
-            "uncontrolled",
-            f"{data}, {heading}, but {listed(pending)} {'is' if len(pending) == 1 else 'are'} not settled: {rose}.",
-            direction,
-            controls,
-        )
+        answer = f"{data}, {heading}, but not all controls are settled: {listed(pending)}."
+        return out("uncontrolled", answer, evidence, direction, controlled=True)
     claim = "as the paper claims" if direction > 0 else "the opposite of what the paper claims"
-    sentence = f"{data}, {claim}: over {plural(main['n_seeds'], 'seed')} and {plural(len(tasks), 'task')} {rose}."
-    return out("holds", sentence, direction, controls)
+    return out("holds", f"{data}, {claim}.", evidence, direction, controlled=True)
 
 
 def _seeds_needed(entry: Entry, smallest: float) -> str:
@@ -210,91 +215,68 @@ def _seeds_needed(entry: Entry, smallest: float) -> str:
     return f"To find {aim}, about {n} seeds are needed{basis}."
 
 
-def _scope(entry: Entry, missing: list[str]) -> list[str]:
+def _scope(entry: Entry, missing: list[str]) -> str:
     """What was averaged, and what is missing."""
     text = f"Averaged over {plural(len(entry['tasks']), 'task')} ({', '.join(entry['tasks'])}), "
     text += f"{plural(entry['n_seeds'], 'training seed')} and {plural(entry['n_prompts'], 'prompt')}"
     text += f"; subsets of {entry['subset_size']} rows." if entry["subset_size"] else "."
     if entry["n_seeds"] == 1:
-        text += " The interval covers other prompts, not other training runs."
+        text += " The intervals cover other prompts, not other training runs."
     if missing:
         text += f" Not compared: {listed(missing)}."
-    return [text]
+    return text
 
 
-def _start(statistics: dict[str, Any], main: Entry, tasks: list[Entry]) -> list[str]:
-    """Task by task, and how safe the arms were before fine-tuning."""
-    out = [f"Task {task['task']}: {compared(task)}." for task in tasks] if len(tasks) > 1 else []
-    for before in _find(statistics["overall"], QUESTION, "initial", subset_size=main["subset_size"]):
-        text = f"Before fine-tuning, harmfulness was {compared(before, 'higher')}."
-        out.append(text + (" The arms did not start alike: see the final values too." if shown(before) else ""))
-    return out
-
-
-def _measures(statistics: dict[str, Any], main: Entry) -> list[str]:
-    """Final values, over-refusal, equal utility, judges: numbers with interval and p-value, no verdict."""
+def _facts(
+    statistics: dict[str, Any], main: Entry, tasks: list[Entry], smallest: float, direction: int | None
+) -> list[Fact]:
+    """Every difference that the verdict rests on; with a ``direction`` the controls are judged, those not run named."""
     size = main["subset_size"]
-    after = _find(statistics["overall"], QUESTION, "final", subset_size=size)
-    out = [f"After fine-tuning, harmfulness was {compared(entry, 'higher')}." for entry in after]
-    benign = _find(statistics.get("over_refusal", []), QUESTION, "final", subset_size=size)
-    out += [f"After fine-tuning, refusals of harmless requests were {compared(entry, 'higher')}." for entry in benign]
-    matched = main.get("at_matched_utility", {})
-    if "difference_points" in matched:
-        pairs = plural(matched["n_pairs"], "task-seed pair")
-        out.append(f"At equal utility ({pairs}), harmfulness rose {compared(matched)}.")
-    judged = statistics.get("judges", {}).get("high_minus_low", [])
-    torn = [row["task"] for row in judged if row["depends_on_judge"] and row["subset_size"] == size]
-    return out + [f"The sign of the difference depends on the judge: {task}." for task in torn]
+    overall = statistics["overall"]
 
+    def fact(what: str, entry: Entry, control: str = "") -> Fact:
+        low, high = entry["interval_points"]
+        return Fact(what, entry["difference_points"], (low, high), entry["p_value"], control)
 
-def _controls(statistics: dict[str, Any], main: Entry, direction: int, smallest: float) -> list[Control]:
-    """What a shown difference must survive before similarity is named as its reason."""
-    size = main["subset_size"]
+    def repeated(what: str, entries: list[Entry], absent: str = "not run") -> list[Fact]:
+        if direction is None:
+            return [fact(what, entry) for entry in entries[:1]]
+        if not entries:
+            return [Fact(what, control=OPEN, note=absent)]
+        again = shown(entries[0]) and sign(entries[0]["difference_points"]) == direction
+        one_seed = entries[0].get("n_seeds", 2) < 2
+        return [fact(what, entries[0], OPEN if one_seed else PASSED if again else FAILED)]
 
-    def repeated(name: str, entries: list[Entry], absent: str = "was not run") -> Control:
-        if not entries or entries[0].get("n_seeds", 2) < 2:
-            return Control(name, OPEN, f"Control, {name}: {absent if not entries else 'one seed'}.")
-        ok = shown(entries[0]) and sign(entries[0]["difference_points"]) == direction
-        text = f"Control, {name}: {'shown again' if ok else 'not shown'}, {compared(entries[0])}."
-        return Control(name, PASSED if ok else FAILED, text)
-
-    out = [
-        repeated("final harmfulness", _find(statistics["overall"], QUESTION, "final", subset_size=size)),
-        *(repeated(name, _find(statistics["overall"], arms, subset_size=size)) for arms, name in MATCHED_ARMS.items()),
-    ]
-    matched = main.get("at_matched_utility", {"reason": "was not measured"})
-    if matched.get("reason") == MATCHED:
-        out.append(Control("equal utility", PASSED, f"Control, equal utility: {MATCHED}."))
+    out = [fact("rise of harmfulness", main)]
+    out += [fact(f"rise, {task['task']}", task) for task in tasks if len(tasks) > 1]
+    before = _find(overall, QUESTION, "initial", subset_size=size)
+    out += [fact("harmfulness before fine-tuning", entry) for entry in before]
+    out += repeated("harmfulness after fine-tuning", _find(overall, QUESTION, "final", subset_size=size))
+    for arms, name in MATCHED_ARMS.items():
+        out += repeated(f"rise at {name}", _find(overall, arms, subset_size=size))
+    matched = main.get("at_matched_utility", {"reason": "not measured"})
+    if direction is not None and matched.get("reason") == MATCHED:
+        out.append(Fact("rise at equal utility", control=PASSED, note=MATCHED))
     else:
         known = [matched] if "difference_points" in matched else []
-        out.append(repeated("equal utility", known, matched.get("reason", "")))
-    out.append(
-        _over_refusal(
-            _find(statistics.get("over_refusal", []), QUESTION, "final", subset_size=size), direction, smallest
-        )
-    )
-    rows = [r for r in statistics.get("judges", {}).get("high_minus_low", []) if r["subset_size"] == size]
-    if rows:
-        torn = [row["task"] for row in rows if row["depends_on_judge"]]
-        text = f"the sign depends on the judge for {listed(torn)}" if torn else "no sign depends on the judge"
-        out.append(Control("other judges", FAILED if torn else PASSED, f"Control, other judges: {text}."))
+        out += repeated("rise at equal utility", known, matched.get("reason", ""))
+    benign = _find(statistics.get("over_refusal", []), QUESTION, "final", subset_size=size)
+    refused = "harmless requests refused"
+    out += [fact(refused, e, "" if direction is None else _over_refusal(e, direction, smallest)) for e in benign]
+    if direction is not None and not benign:
+        out.append(Fact(refused, control=OPEN, note="not measured"))
+    judged = [row for row in statistics.get("judges", {}).get("high_minus_low", []) if row["subset_size"] == size]
+    torn = [row["task"] for row in judged if row["depends_on_judge"]]
+    if judged and (torn or direction is not None):
+        note = f"the sign depends on the judge: {listed(torn)}" if torn else "no sign depends on the judge"
+        out.append(Fact("other judges", control="" if direction is None else FAILED if torn else PASSED, note=note))
     return out
 
 
-def _over_refusal(entries: list[Entry], direction: int, smallest: float) -> Control:
+def _over_refusal(entry: Entry, direction: int, smallest: float) -> str:
     """Does the arm that lasts longer simply refuse more of everything?"""
-    name = "over-refusal"
-    if not entries:
-        return Control(name, OPEN, f"Control, {name}: was not measured.")
-    entry = entries[0]
-    edges = sorted(-direction * edge for edge in entry["interval_points"])  # of the durable arm minus the other
-    if edges[1] <= smallest:
-        status, words = PASSED, "the more durable arms do not refuse markedly more harmless requests"
-    elif edges[0] > 0:
-        status, words = FAILED, "the more durable arms also refuse more harmless requests"
-    else:
-        status, words = OPEN, "not decided"
-    return Control(name, status, f"Control, {name}: {words}, refusals were {compared(entry, 'higher')}.")
+    low, high = sorted(-direction * edge for edge in entry["interval_points"])  # of the durable arm minus the other
+    return PASSED if high <= smallest else FAILED if low > 0 else OPEN
 
 
 def _study_facts(result: dict[str, Any]) -> list[str]:

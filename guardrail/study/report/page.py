@@ -24,7 +24,7 @@ JUDGE_NAMES = {
 FIGURE_TEXT = {
     "harmfulness": (
         "Harmfulness before and after",
-        "Open: aligned. Filled: after fine-tuning. Lines: 95% intervals over seeds and prompts.",
+        "Open: aligned. Filled: after fine-tuning. Lines: 95% intervals over prompts (and seeds, if several).",
     ),
     "similarity_durability": (
         "Similarity against durability",
@@ -121,7 +121,7 @@ def render(
         headline=result["headline"],
         settings=settings(result),
         provenance=provenance(result),
-        tables={table.name: table.html() for table in tables},
+        tables={table.name: table.html() for table in tables if table.rows},
         figures=drawn,
         map_json=safe_json(extra["map"]) if extra.get("map") else None,
         map_tasks=extra["map"]["tasks"] if extra.get("map") else [],
