@@ -12,7 +12,7 @@ from typing import Any
 from guardrail.core.cli import boolean, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.openai_client import resolve_base_url
-from guardrail.core.options import decisive, option
+from guardrail.core.options import decisive, option, options_of
 from guardrail.core.registry import Registry
 from guardrail.models.loading import DTYPES
 
@@ -76,9 +76,13 @@ class EngineOptions:
     trust_remote_code: bool = option(False, "run code that comes with the model", parse=boolean)
 
     def check_engine(self) -> None:
-        """Refuse options that the backend could not honour (``UserError``)."""
-        if self.torch_dtype not in DTYPES:
-            raise unknown("value for --torch_dtype:", self.torch_dtype, DTYPES)
+        """Refuse values that are none of an option's, and options that the backend could not honour (``UserError``)."""
+        for item in options_of(self):
+            choices, value = item.metadata["choices"], getattr(self, item.name)
+            if choices is not None and value is not None and item.name != "generation_backend":
+                known = choices() if callable(choices) else choices
+                if value not in known:
+                    raise unknown(f"value for --{item.name}:", value, known)
         takes = BACKENDS.facts(self.generation_backend).get("takes", ())
         default = {item.name: item.default for item in dataclasses.fields(EngineOptions)}
         for group in NEEDS_A_BACKEND:

@@ -180,14 +180,13 @@ def build_question_set(
     if limit is not None and limit < len(asked):
         asked, name = _first_of_each_category(asked, limit), f"{name}_partial"
     answers = dict(read_answer(row, f"{source}, reference answer {i + 1}") for i, row in enumerate(references))
-    texts = ("name", "system_prompt", "prompt_template")
-    for i, row in enumerate(judge_prompts):
-        if not all(isinstance(row.get(name), str) for name in texts):
-            raise UserError(f"{source}, judge prompt {i + 1}: expected the texts {', '.join(texts)}, as in FastChat")
-    prompts = {row["name"]: row for row in judge_prompts}
+    prompts = {str(row.get("name")): row for row in judge_prompts}
     missing = [wanted for wanted in FASTCHAT_NAMES.values() if wanted not in prompts]
     if prompts and missing:
         raise UserError(f"{source}: the judge prompts lack {', '.join(missing)}")
+    for prompt, row in prompts.items():
+        if not all(isinstance(row.get(text), str) for text in ("system_prompt", "prompt_template")):
+            raise UserError(f"{source}: judge prompt {prompt} needs the texts system_prompt and prompt_template")
     names = FASTCHAT_NAMES if prompts else OWN_NAMES
     return QuestionSet(name, source, asked, answers, prompts or OWN_PROMPTS, names)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import log, positive_int
-from guardrail.core.errors import UserError, unknown
+from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, write_json, write_text
 from guardrail.core.openai_client import Client, resolve_base_url
 from guardrail.core.options import option
@@ -81,14 +81,6 @@ class MTBenchConfig(BenchmarkOptions):
             raise UserError("give --model_name_or_path (to answer the questions) or --answers FILE (to judge answers)")
         if self.answers is not None and self.judge_model is None:
             raise UserError("--answers FILE is for judging; give --judge_model as well")
-        for flag, value, known in (
-            ("torch_dtype", self.torch_dtype, DTYPES),
-            ("judge_torch_dtype", self.judge_torch_dtype, DTYPES),
-            ("judge_backend", self.judge_backend, JUDGE_BACKENDS),
-            ("protocol", self.protocol, answering.PROTOCOLS),
-        ):
-            if value not in known:
-                raise unknown(f"value for --{flag}:", value, known)
         self.check_engine()
         if self.judge_base_url and (self.judge_model is None or self.judge_backend != "openai"):
             raise UserError("--judge_base_url needs --judge_model and --judge_backend openai")
@@ -108,9 +100,6 @@ class MTBenchConfig(BenchmarkOptions):
     def judge_name(self) -> str | None:
         """The judge as it appears in file names and results."""
         return None if self.judge_model is None else Path(self.judge_model.rstrip("/")).name
-
-    def answer_options(self) -> answering.AnswerOptions:
-        return answering.AnswerOptions(self.protocol, self.max_new_tokens, self.seed)
 
     def answer_identity(self) -> dict[str, Any]:
         """What decides the answers, model and questions apart."""
@@ -245,21 +234,13 @@ def _answer(
     config: MTBenchConfig, questions: QuestionSet, work: Path, answers_key: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The answers, and how they were made; on every rank."""
-
     if config.answers is not None:
         return answering.read_model_answer(Path(config.answers), questions), {"backend": "file"}
     style, reason = choose_style(config, FALLBACK_STYLE)
     assert style is not None and config.model_name_or_path is not None
     backend = backend_of(config, config.model_name_or_path, style)
-    rows = answering.answer_questions(
-        backend,
-        style,
-        questions,
-        answering.AnswerOptions(config.protocol, config.max_new_tokens, config.seed),
-        backend_context(backend),
-        work,
-        answers_key,
-    )
+    options = answering.AnswerOptions(config.protocol, config.max_new_tokens, config.seed)
+    rows = answering.answer_questions(backend, style, questions, options, backend_context(backend), work, answers_key)
     return rows, {**backend.describe(), "prompt_style": style, "prompt_style_from": reason}
 
 

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from guardrail.core.batches import length_batches
 from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.core.ranks import gather, shard
@@ -58,13 +59,7 @@ def heldout_losses(
     A row whose answer was cut away entirely at ``max_length`` has ``n_tokens`` 0.
     """
     examples = encode_rows(tokenizer, style, rows, max_length)
-    order = sorted(range(len(rows)), key=lambda i: -len(examples[i].input_ids))
-    batches: list[list[int]] = []
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * len(examples[batches[-1][0]].input_ids) > batch_tokens:
-            batches.append([])
-        batches[-1].append(i)
-    mine = shard(batches)
+    mine = shard(list(length_batches([len(example.input_ids) for example in examples], batch_tokens)))
     if model is None and mine:
         model = load_causal_lm(model_name_or_path, torch_dtype, trust_remote_code=trust_remote_code)
     sums: dict[int, tuple[float, int]] = {}

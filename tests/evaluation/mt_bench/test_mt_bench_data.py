@@ -100,3 +100,17 @@ def test_without_a_hub_the_sandboxs_questions_have_their_own_name(monkeypatch, q
     questions = data.load_question_set()
     assert questions.name == "sandbox_mt_bench" and questions.is_sandbox
     assert "sandbox" in capsys.readouterr().err
+
+
+def test_a_judge_prompt_without_its_texts_is_refused(question_folder):
+    lines = [json.dumps({"name": name, "system_prompt": "Rate."}) for name in FASTCHAT_NAMES.values()]
+    (question_folder / "judge_prompts.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="single-v1 needs the texts"):
+        data.load_question_set(str(question_folder))
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"question_id": 2}', '{"question_id": 2, "choices": []}'])
+def test_a_reference_answer_that_is_none_is_refused(question_folder, line):
+    (question_folder / "reference_answer" / "gpt-4.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"expected one JSON object|reference answer 1: expected question_id"):
+        data.load_question_set(str(question_folder))
