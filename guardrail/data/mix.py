@@ -137,12 +137,15 @@ def mix(config: MixConfig) -> dict[str, Any]:
 def merge(instruct: list[Row], safety: list[Row], order: str, seed: int) -> tuple[list[Row], int]:
     """Rows of both in ``order``, and how many safety ids had to be renamed because both sets use them."""
     taken = {row["id"] for row in instruct}
+    used = taken | {row["id"] for row in safety}
     n_renamed = 0
     renamed = []
     for row in safety:
         if row["id"] in taken:
             n_renamed += 1
             row = {**row, "id": f"{row['id']}#safety"}
+            if row["id"] in used:  # whose row it is must be told by its id
+                raise UserError(f"the id {row['id']} is what a row of both sets would be called; give it another id")
         renamed.append(plain_row(row, "safety"))
     first = [plain_row(row, "instruct") for row in instruct]
     if order == "safety_first":

@@ -97,6 +97,16 @@ def test_the_same_id_in_both_sets_stays_unique(tmp_path):
     assert sorted(row["id"] for row in rows) == ["a", "a#safety"]
 
 
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_renamed_id_that_is_taken_is_refused(tmp_path, where):
+    """Whose row it is must be told by its id: properties and the map of a study match on it."""
+    rows = [[{"id": "a", "prompt": "p", "response": "r"}] for _ in range(2)]
+    rows[where].append({"id": "a#safety", "prompt": "p2", "response": "r2"})
+    one, two = (write_jsonl(tmp_path / f"{i}.jsonl", part) for i, part in enumerate(rows))
+    with pytest.raises(UserError, match="the id a#safety is what a row of both sets would be called"):
+        mix(config((one, two), tmp_path / "out", size=None, sim="full"))
+
+
 def test_too_large_a_size_is_refused_and_nothing_is_written(sources, tmp_path):
     with pytest.raises(UserError, match="larger than the 5 rows"):
         mix(config(sources, tmp_path / "out", size=6))
