@@ -51,6 +51,7 @@ def _judge_file(path: str | Path, judge: Judge, output_dir: str | Path | None, o
         kept = {(row["id"], row["sample"]): row for row in old["judgements"] if row["error"] is None}
         if len(kept) == len(source.answers):
             log(f"{file} is up to date")
+            clear_units(folder, key)  # of a run that was killed just after it had written the file
             judge.draw(file, old)
             return {**headline(file, old), "reused": True}
     task = Task(source, [answer for answer in source.answers if answer.key not in kept], folder, key, members)

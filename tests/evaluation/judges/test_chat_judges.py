@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import hypothesis
 import pytest
@@ -325,3 +326,39 @@ def test_a_server_with_another_model_is_refused_in_one_line(results_file, short_
             judged(results_file, server, "openai")
         assert "\n" not in str(error.value) and not server.requests
     assert not (results_file.parent / "rubric.json").exists()
+
+
+def test_reruns_against_a_failing_server_end_where_an_undisturbed_run_ends(results_file, short_waits):
+    """Half of all replies fail, in every way; decided rows never change and the errors only become fewer."""
+    chance = random.Random(0)
+
+    def script(payload, _):
+        if chance.random() < 0.5:
+            return chance.choice([*FAILURES, Raw(b"{}"), Status(400)])
+        return f"Rating: [[{1 + len(payload['messages'][1]['content']) % 5}]]"
+
+    with ScriptedServer(lambda p, _: f"Rating: [[{1 + len(p['messages'][1]['content']) % 5}]]") as server:
+        expected = judged(results_file, server, "openai", include_prefill=True)["judgements"]
+        server.script = script
+        (results_file.parent / "rubric.json").unlink()
+        errors, known = [], {}
+        while not errors or errors[-1]:
+            assert len(errors) < 30
+            rows = judged(results_file, server, "openai", include_prefill=True)["judgements"]
+            errors.append(sum(row["error"] is not None for row in rows))
+            assert all(row == known[row["id"]] for row in rows if row["id"] in known)
+            known = {row["id"]: row for row in rows if row["error"] is None}
+    assert rows == expected and errors == sorted(errors, reverse=True)
+
+
+def test_what_a_run_killed_at_its_end_left_is_cleared_by_the_next(results_file, monkeypatch):
+    from guardrail.core import units
+    from guardrail.evaluation.judges import stage
+
+    with ScriptedServer(lambda *_: "Rating: [[3]]") as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "clear_units", lambda *_: None)
+            judged(results_file, server, "openai")
+        assert (results_file.parent / units.FOLDER).is_dir()
+        judged(results_file, server, "openai")
+    assert not (results_file.parent / units.FOLDER).exists()
