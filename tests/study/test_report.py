@@ -208,8 +208,10 @@ def test_the_first_screen_says_what_study_json_says(toy):
     assert result["headline"]["answer"] in first and result["headline"]["evidence"] in first
     assert f"{main['difference_points']:.1f} points more after high-similarity" in first
     for fact in facts:
-        low, high = fact["interval_points"]
-        assert f"{fact['difference_points'] + 0:+.1f}" in first and f"[{low:+.1f}, {high:+.1f}]" in first
+        value, low, high = (
+            f"{n:+.1f}" if abs(n) >= 0.05 else "0.0" for n in (fact["difference_points"], *fact["interval_points"])
+        )
+        assert value in first and f"[{low}, {high}]" in first
 
 
 @pytest.mark.parametrize("status", ["stale", "missing"])
@@ -330,6 +332,8 @@ def test_redaction_hides_the_request():
 def test_a_table_keeps_empty_apart_from_zero_and_escapes_latex():
     table = Table("t", "50% of a_b", (Column("x", "x & y"), Column("v", "v", 1)), [{"x": "a_b", "v": 0.0}, {"x": "c"}])
     assert table.texts() == [["a_b", "0.0"], ["c", "–"]]
+    signed = Table("t", "", (Column("v", "v", 1, "i", signed=True),), [{"v": -0.04, "i": [-0.06, 0.3]}])
+    assert signed.texts() == [["0.0 [-0.1, +0.3]"]]
     assert table.csv() == "x,v\na_b,0.0\nc,\n"
     assert r"a\_b & 0.0" in table.latex() and r"x \& y" in table.latex() and r"50\% of a\_b" in table.latex()
 

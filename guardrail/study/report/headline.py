@@ -65,7 +65,7 @@ class Headline:
 
 
 def interval(low: float, high: float) -> str:
-    return f"95% interval {low + 0:+.1f} to {high + 0:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+    return f"95% interval {low:+.1f} to {high:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
 
 
 def p_text(p: float) -> str:

@@ -61,11 +61,9 @@ class Table:
         if column.digits is None or isinstance(value, str):
             return str(value)
         interval = row.get(column.interval) if column.interval else None
-        # Adding zero after rounding: no "-0.0".
-        numbers = [
-            f"{round(number, column.digits) + 0.0:{'+' if column.signed else ''}.{column.digits}f}"
-            for number in (value, *(interval or ()))
-        ]
+        sign = "+" if column.signed else ""
+        numbers = [f"{number:{sign}.{column.digits}f}" for number in (value, *(interval or ()))]
+        numbers = [n if n.strip("+-0.") else n.lstrip("+-") for n in numbers]  # a rounded zero has no sign
         return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if interval else numbers[0]
 
     def texts(self) -> list[list[str]]:
@@ -178,7 +176,7 @@ def headline_table(result: dict[str, Any]) -> Table:
         Column("what", "high minus low similarity"),
         Column("difference_points", "difference (points)", 1, "interval_points", signed=True),
         Column("p_value", "p", 3),
-        Column("verdict", "as a control"),
+        Column("verdict", "note"),
     )
     rows = [
         {**fact, "verdict": ": ".join(filter(None, (fact["control"], fact["note"]))) or None}
