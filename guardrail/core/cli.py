@@ -13,30 +13,57 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from guardrail.core.errors import UserError, unknown
+from guardrail.core.errors import UserError, shortened, unknown
 
 ERROR_FILE_VARIABLE = "GUARDRAIL_ERROR_FILE"
 USER_ERROR_EXIT_CODE = 2
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def boolean(text: str) -> bool:
     """``True/False/true/false/1/0`` and nothing else (``type=bool`` reads "False" as true)."""
     values = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
     if text not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a boolean; use True or False")
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a boolean; use True or False")
     return values[text]
+
+
+def whole_number(text: str) -> int:
+    """An integer that 64 bits hold, in the digits 0 to 9 (``int`` also reads ``1_000`` and other scripts' digits)."""
+    if not WHOLE_NUMBER.fullmatch(text):
+        raise ValueError(text)
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is too large for a whole number of 64 bits")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite number (``float`` also reads ``nan``, ``inf`` and ``1e999``)."""
+    value = float(text)
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a finite number")
+    return value
 
 
 def positive_int(text: str) -> int:
     """An integer of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    try:
+        value = whole_number(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a positive whole number")
+    return value
 
 
 def fraction(text: str) -> float:
@@ -46,17 +73,23 @@ def fraction(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a number from 0 to 1")
     return value
 
 
 class Parser(argparse.ArgumentParser):
-    """``argparse`` without abbreviations, raising ``UserError`` with the near match instead of printing usage."""
+    """``argparse`` without abbreviations, raising ``UserError`` with the near match instead of printing usage.
+
+    ``type=int`` and ``type=float`` read what `whole_number` and `number` read. An empty text is refused, unless it is
+    the option's default: as a path it would be the working directory.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(*args, **options)
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         known, rest = self.parse_known_args(args, namespace)
@@ -68,13 +101,20 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"unexpected argument {stray!r}; see --help")
         return known
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string.strip() and arg_string != action.default and action.type in (None, str):
+            raise argparse.ArgumentError(action, "the value is empty; give one, or leave the argument out")
+        if any("\ud800" <= character <= "\udfff" for character in arg_string):
+            raise argparse.ArgumentError(action, f"{shortened(arg_string)!a} is not valid UTF-8")
+        return super()._get_value(action, arg_string)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             name = action.option_strings[0] if action.option_strings else action.dest
             raise unknown(f"value for {name}:", value, action.choices)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
+        raise UserError(f"{shortened(message, 500)}; see --help")
 
 
 def report_user_error(error: UserError) -> int:
@@ -102,10 +142,26 @@ def run(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        leave_if_nobody_reads()
+        raise
     if result is not None and int(os.environ.get("RANK", "0")) == 0:
-        sys.stdout.flush()
-        print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+        try:
+            sys.stdout.flush()
+            print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+        except BrokenPipeError:
+            leave_if_nobody_reads()
+            raise
     sys.exit(exit_code(result) if result is not None else 0)
+
+
+def leave_if_nobody_reads() -> None:
+    """Exit as ``head`` makes a program exit, when it is stdout whose reader has gone (and no other pipe)."""
+    stdout = select.poll()
+    stdout.register(1, 0)
+    if any(event & select.POLLERR for _, event in stdout.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(141)
 
 
 def log(*parts: object) -> None:

@@ -31,7 +31,7 @@ DESCRIPTION = (
 
 def parse_size(text: str) -> int:
     """``1000``, ``1k`` or ``5K`` as a number of rows."""
-    found = re.fullmatch(r"(\d+)([kK]?)", text)
+    found = re.fullmatch(r"([0-9]{1,15})([kK]?)", text)
     size = int(found.group(1)) * (1000 if found.group(2) else 1) if found else 0
     if size < 1:
         raise UserError(f"--size {text!r} is not a number of rows such as 500, 1000 or 1k")

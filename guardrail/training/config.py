@@ -52,7 +52,7 @@ def pair_of_floats(text: str) -> tuple[float, float]:
 
 def natural(text: str) -> int:
     """An integer of at least 0."""
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
