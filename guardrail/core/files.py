@@ -22,6 +22,7 @@ from guardrail.core.errors import UserError
 
 HASH_CHARS = 16
 MAX_NESTING = 100
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
@@ -48,6 +49,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"cannot write {path}: it would hold {error.object[error.start]!r}, half of a character or a byte that is "
+            "no text; look for it in the rows and on the command line"
+        ) from error
     except OSError as error:
         if error.errno in (28, 122):
             raise UserError(f"no disk space left for {path}: free some or choose another output folder") from error
@@ -176,7 +182,7 @@ def parse_json(text: str, where: str, line: int | None = None) -> Any:
         value = json.loads(text, parse_constant=_refuse_constant)
         if text.count("[") + text.count("{") > MAX_NESTING:
             _check_nesting(value)
-        if "\\u" in text:
+        if SURROGATE.search(text):  # mostly halves of one character: the two together are well
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise UserError(f"{where}, line {line or error.lineno}: not valid JSON: {error.msg}") from error

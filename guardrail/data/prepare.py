@@ -11,15 +11,15 @@ from typing import Any
 from guardrail.core.cli import Parser, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file, read_jsonl, write_json
+from guardrail.core.hub import dataset_revision, hub_available
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.places import DATASETS
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hex_phi import category_files, read_category
 from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
-from guardrail.data.hub_probe import dataset_revision, local_copy_step
 from guardrail.data.mix import MixConfig, mix
 from guardrail.data.rows import Row, hash_rows, list_splits, load_rows, normalise_rows
-from guardrail.data.sources import ALIASES, NAMES, SOURCES, Source
+from guardrail.data.sources import ALIASES, NAMES, SOURCES, Source, local_copy_step
 
 DESCRIPTION = "Turn a published or private data set into a data-set folder: rows, card, counts, licence, hashes."
 MT_BENCH_FILES = ("question.jsonl", "reference_answer/gpt-4.jsonl", "judge_prompts.jsonl")
@@ -68,7 +68,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if config.source is None:
         if source.hub is None:
             raise UserError(f"{config.name} has no public source: {local_copy_step(config.name, None, source.steps)}")
-        revision = dataset_revision(config.name, source.hub, config.revision, source.gated)
+        step = local_copy_step(config.name, source.hub)
+        revision = dataset_revision(source.hub, step, config.revision, source.gated)
     counts = {}
     for written, read in wanted_splits(config, source).items():
         counts[written] = prepare_split(config, source, written, read, revision)
@@ -229,8 +230,6 @@ def prepare_mt_bench(config: PrepareConfig) -> dict[str, Any]:
         base = Path(config.source).expanduser()
         found = {name: _first(base / name, base.parent / name) for name in MT_BENCH_FILES}
     else:
-        from guardrail.core.hub import hub_available
-
         if not hub_available(timeout_sec=2.0):
             raise UserError(f"the hub cannot be reached (or HF_HUB_OFFLINE=1): {step}")
         from huggingface_hub import hf_hub_download

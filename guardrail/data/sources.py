@@ -29,6 +29,16 @@ class Source:
     steps: str = ""
 
 
+def local_copy_step(name: str, hub: str | None, steps: str = "") -> str:
+    """What to do to get ``name`` without the hub."""
+    if steps:
+        return f"{steps}: python datasets/prepare.py {name} --source FILE"
+    return (
+        f"where there is network run `hf download --repo-type dataset {hub} --local-dir COPY`, "
+        f"then python datasets/prepare.py {name} --source COPY"
+    )
+
+
 def is_safe(row: Row) -> bool:
     return flag(row, "is_safe")
 

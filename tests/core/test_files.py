@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
@@ -17,8 +19,11 @@ from guardrail.core.files import (
     hash_json,
     keep_inputs,
     read_json,
+    read_jsonl,
     require_free_space,
     write_json,
+    write_jsonl,
+    write_text,
 )
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 
@@ -45,6 +50,35 @@ def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_text_that_no_file_can_hold_is_a_user_error(tmp_path):
+    """From a flag with bytes that are no text (they arrive as lone surrogates)."""
+    for write in (write_json, write_text, lambda path, value: write_jsonl(path, [{"a": value}])):
+        with pytest.raises(UserError, match=r"x\.json: it would hold '.udcff'"):
+            write(tmp_path / "x.json", "a\udcff")
+    assert not list(tmp_path.iterdir())
+
+
+LINES = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=("Cs",))), st.integers() | st.none()))
+
+
+@given(rows=LINES)
+def test_json_lines_are_read_back(tmp_path_factory, rows):
+    path = write_jsonl(tmp_path_factory.mktemp("lines") / "x.jsonl", rows)
+    assert [row for _, row in read_jsonl(path)] == rows
+    assert read_json(write_json(path, rows)) == rows
+
+
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_json_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("bytes") / "x.json"
+    path.write_bytes(content)
+    for read in (read_json, read_jsonl):
+        try:
+            read(path)
+        except UserError as error:
+            assert "x.json" in str(error) and len(str(error).splitlines()) == 1
 
 
 def test_malformed_json_names_the_line(tmp_path):

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from guardrail.core import hub
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_jsonl
-from guardrail.data import hub_probe
 from guardrail.data.prepare import PrepareConfig, canonical, prepare
 from guardrail.data.rows import load_rows
 from guardrail.data.sources import NAMES, SOURCES
@@ -134,8 +134,8 @@ def test_mt_bench_keeps_fastchat_s_files(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_hub_every_name_says_what_to_do_within_five_seconds(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: False)
-    monkeypatch.setattr("guardrail.core.hub.hub_available", lambda **_: False)
+    monkeypatch.setattr(hub, "hub_available", lambda **_: False)
+    monkeypatch.setattr("guardrail.data.prepare.hub_available", lambda **_: False)
     start = time.time()
     with pytest.raises(UserError, match=r"prepare\.py \w+ --source"):
         prepare(config(name, str(tmp_path / "out")))
@@ -143,27 +143,27 @@ def test_without_hub_every_name_says_what_to_do_within_five_seconds(name, tmp_pa
 
 
 def test_a_hub_that_never_answers_costs_less_than_five_seconds(monkeypatch):
-    monkeypatch.setattr(hub_probe, "TIMEOUT_SEC", 0.2)
-    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
-    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: time.sleep(2))
+    monkeypatch.setattr(hub, "TIMEOUT_SEC", 0.2)
+    monkeypatch.setattr(hub, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub, "_ask", lambda url, answer: time.sleep(2))
     with pytest.raises(UserError, match=r"no answer in 0\.2 s"):
-        hub_probe.dataset_revision("gsm8k", "openai/gsm8k")
+        hub.dataset_revision("openai/gsm8k", "STEP")
 
 
 @pytest.mark.parametrize("reply", [{"status": 401}, {"value": {"gated": "auto", "sha": "x"}}])
 def test_a_gated_source_names_its_page(monkeypatch, reply):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(hub_probe, "_token", lambda: None)
-    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
-    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: answer.update(reply))
+    monkeypatch.setattr(hub, "_token", lambda: None)
+    monkeypatch.setattr(hub, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub, "_ask", lambda url, answer: answer.update(reply))
     with pytest.raises(UserError, match=r"accept its terms at \S+LLM-Tuning-Safety/HEx-PHI.*hf auth login"):
-        hub_probe.dataset_revision("hex_phi", "LLM-Tuning-Safety/HEx-PHI")
+        hub.dataset_revision("LLM-Tuning-Safety/HEx-PHI", "STEP")
 
 
 def test_the_revision_is_recorded(monkeypatch):
-    monkeypatch.setattr(hub_probe, "hub_available", lambda **_: True)
-    monkeypatch.setattr(hub_probe, "_ask", lambda url, answer: answer.update(value={"sha": "abc"}))
-    assert hub_probe.dataset_revision("gsm8k", "openai/gsm8k") == "abc"
+    monkeypatch.setattr(hub, "hub_available", lambda **_: True)
+    monkeypatch.setattr(hub, "_ask", lambda url, answer: answer.update(value={"sha": "abc"}))
+    assert hub.dataset_revision("openai/gsm8k", "STEP") == "abc"
 
 
 def test_names_and_the_table_agree():
