@@ -75,6 +75,10 @@ class Guard(ServerJudge):
         return self.guard_backend == "openai"
 
     @property
+    def asks_again(self) -> bool:
+        return self.asks_server  # a model in this process decodes greedily
+
+    @property
     def wanted_model(self) -> str | None:
         return self.guard_model
 

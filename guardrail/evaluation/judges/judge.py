@@ -94,6 +94,11 @@ class Judge:
         if (self.max_perplexity is None) != (self.coherence_model is None):
             raise UserError("--coherence_model and --max_perplexity work together: give both or neither")
 
+    @property
+    def asks_again(self) -> bool:
+        """Should the next run ask for rows that ended in an error? False where the same reply would come again."""
+        return True
+
     def models(self) -> dict[str, str]:
         """The checkpoints that this judge reads, by what they are to it."""
         return {} if self.coherence_model is None else {"coherence_model": self.coherence_model}

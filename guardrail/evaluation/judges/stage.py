@@ -2,7 +2,8 @@
 
 The output lies beside the input (or in ``output_dir``) under a fixed name per judge. It is reused while answers, judge,
 options and models are unchanged, and no judge is loaded then. Rows that ended in an error are judged again by the next
-run, and only those: a server's outage is not final, and what was decided is not asked again.
+run, and only those: a server's outage is not final, and what was decided is not asked again. (A model in this process
+would give the same reply again: its rows stand.)
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _judge_file(path: str | Path, judge: Judge, output_dir: str | Path | None, o
     key = judgement_key(source, judge, members)
     kept: dict[tuple[str, int], Judgement] = {}
     if old is not None and old["run"].get("fingerprint") == key:
-        kept = {(row["id"], row["sample"]): row for row in old["judgements"] if row["error"] is None}
+        stands = [row for row in old["judgements"] if row["error"] is None or not judge.asks_again]
+        kept = {(row["id"], row["sample"]): row for row in stands}
         if len(kept) == len(source.answers):
             log(f"{file} is up to date")
             clear_units(folder, key)  # of a run that was killed just after it had written the file
@@ -89,7 +91,7 @@ def _judge_file(path: str | Path, judge: Judge, output_dir: str | Path | None, o
     write_json(file, document)
     clear_units(folder, key)
     judge.draw(file, document)
-    _report_errors(judgements)
+    _report_errors(judgements, judge)
     return {**headline(file, document), "reused": False}
 
 
@@ -117,12 +119,12 @@ def judge_answers(judge: Judge, task: Task) -> list[Judgement]:
     return rows
 
 
-def _report_errors(rows: list[Judgement]) -> None:
+def _report_errors(rows: list[Judgement], judge: Judge) -> None:
     errors = [row["error"] for row in rows if row["error"] is not None]
     if errors:
         log(
-            f"{len(errors)} of {len(rows)} answers have no judgement (the first: {errors[0]}); they are in no rate, "
-            "and the same command judges them again"
+            f"{len(errors)} of {len(rows)} answers have no judgement (the first: {errors[0]}); they are in no rate"
+            + (", and the same command judges them again" if judge.asks_again else "")
         )
 
 

@@ -144,6 +144,7 @@ def test_local_guard_without_a_verdict_is_an_error(results_file, tiny_model):
     summary = load_judgements(judge_file(results_file, settings)["judgements"])["summary"]
     assert summary["judge_error_percent"] == pytest.approx(100 * N_SENT / len(LABELLED), abs=1e-3)
     assert summary["n_judged"] == 1 and summary["outcomes"]["empty"]["count"] == 1
+    assert judge_file(results_file, settings)["reused"] is True, "greedy: the same reply would come again"
 
 
 def test_finished_groups_are_not_sent_again_after_a_crash(results_file, monkeypatch):
