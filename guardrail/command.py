@@ -27,19 +27,19 @@ from guardrail.core.places import RESOURCES, SCRIPTS, STUDIES
 
 # Command -> what it does, and where: a file of the repository's layout, a module with `main(argv)`, or a function here.
 COMMANDS = {
-    "prepare": ("turn a published or private data set into a data-set folder", "datasets/prepare.py"),
-    "extract": ("one representation per row of a data set", "similarity/get_representation.py"),
+    "prepare": ("turn a published or private data set into a data-set folder", "guardrail.data.prepare"),
+    "extract": ("one representation per row of a data set", "guardrail.similarity.representations.extract"),
     "cluster": ("the group of a data set that is most alike inside", "similarity/get_high_similarity_group.py"),
     "select": (
         "alignment subsets by similarity to a downstream data set",
-        "similarity/get_top_similarity_dataset_reps_general.py",
+        "guardrail.similarity.selection.pipeline",
     ),
-    "mix": ("a training split from instructions and a safety subset", "datasets/mix.py"),
+    "mix": ("a training split from instructions and a safety subset", "guardrail.data.mix"),
     "train": ("supervised fine-tuning on DeepSpeed", "guardrail.training.sft"),
-    "evaluate": ("a model's answers to safety prompts", "eval_safety.py"),
+    "evaluate": ("a model's answers to safety prompts", "guardrail.evaluation.safety.command"),
     "judge": ("judge answers that are there already", "guardrail.evaluation.judges.__main__"),
-    "utility": ("a model's score on its downstream task", "eval_utility.py"),
-    "mt_bench": ("MT-Bench, or a task of lm-evaluation-harness", "__main__.py"),
+    "utility": ("a model's score on its downstream task", "guardrail.evaluation.utility.evaluate"),
+    "mt_bench": ("MT-Bench, or a task of lm-evaluation-harness", "guardrail.evaluation.benchmarks"),
     "compare": ("two checkpoints' answers to the same prompts", "guardrail.evaluation.compare"),
     "audit": ("before any training: how similar is a data set to each alignment set", "similarity/audit.py"),
     "plan": ("what a study will cost; runs nothing", "study_plan"),
