@@ -151,9 +151,10 @@ def eos_ids_of(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
 
 def special_stop_ids(tokenizer: Any, stops: Sequence[str]) -> tuple[int, ...]:
     """Ids of the stop strings that are one special token: decoding leaves such a token out, so no text shows it."""
-    tokens = tokenizer.get_added_vocab()
+    if not stops:
+        return ()
+    tokens, flags = tokenizer.get_added_vocab(), tokenizer.added_tokens_decoder
     found = [tokens[stop] for stop in stops if stop in tokens]
-    flags = tokenizer.added_tokens_decoder
     return tuple(i for i in found if i in tokenizer.all_special_ids or flags[i].special)
 
 
