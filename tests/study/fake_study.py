@@ -174,11 +174,13 @@ def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> No
         "views": ["last_eos"],
         "n_rows": n,
         "n_excluded": 0,
+        "n_truncated": 0,
         "n_shards": 1,
         "dim": dim,
-        "model": "fake",
+        "model": {"path": "fake", "hash": "fake", "tokenizer_hash": "fake"},
+        "source": {"path": "fake"},
         "data_hash": "fake",
-        "options": {},
+        "options": {"text": "full", "prompt_style": "fake", "max_length": 64, "long_rows": "cut", "final_norm": True},
     }
     tensors = {
         "last_eos": torch.tensor(matrix, dtype=torch.float32),
