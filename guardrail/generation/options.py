@@ -11,7 +11,6 @@ from typing import Any
 
 from guardrail.core.cli import boolean, positive_int
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.openai_client import resolve_base_url
 from guardrail.core.options import decisive, option, options_of
 from guardrail.core.registry import Registry
 from guardrail.models.loading import DTYPES
@@ -97,6 +96,8 @@ class EngineOptions:
         out = decisive(self)
         takes = BACKENDS.facts(self.generation_backend).get("takes", ())
         if "base_url" in takes:
+            from guardrail.core.openai_client import resolve_base_url
+
             out["base_url"] = resolve_base_url(self.base_url)
         if "torch_dtype" not in takes:
             out["torch_dtype"] = None
