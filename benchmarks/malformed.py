@@ -245,7 +245,7 @@ def flags_of(target: str) -> dict[str, str]:
 
 
 def misspelt(rng: random.Random, flag: str) -> str:
-    at = rng.randrange(3, len(flag))
+    at = rng.randrange(2, len(flag))
     return rng.choice([flag[:at] + flag[at + 1 :], flag[:at] + rng.choice("xqz") + flag[at:], flag + rng.choice("sxq")])
 
 

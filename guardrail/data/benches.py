@@ -18,7 +18,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import hash_json, json_lines, parse_json, read_text
 from guardrail.core.places import WORK
 from guardrail.data.bench_table import BENCHES, Bench
-from guardrail.data.hex_phi import CATEGORIES, category_files, read_category
+from guardrail.data.hex_phi import CATEGORIES, category_files, read_category, read_hub
 from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, normalise_rows, response, shown
 
 # shallow-vs-deep's values (get_eval_data.py)
@@ -148,7 +148,7 @@ def _read(base: str, bench: Bench, data: str | None, split: str | None) -> tuple
     assert bench.hub is not None
     try:
         if base == "hex-phi":
-            return _read_hex_phi_hub(bench.hub), bench.hub
+            return read_hub(bench.hub), bench.hub
         rows = load_rows(bench.hub, split or bench.split, bench.name)
     except UserError as error:
         step = (
@@ -182,30 +182,12 @@ def _read_message_lists(path: Path) -> list[Row] | None:
     return [{"messages": parse_json(line, str(path), number)} for number, line in json_lines(text)]
 
 
-def _read_hex_phi_hub(hub: str) -> list[Row]:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise UserError(f"{hub} is gated and the hub is off (HF_HUB_OFFLINE=1)")
-    from huggingface_hub import hf_hub_download
-
-    rows = []
-    for number in range(1, len(CATEGORIES) + 1):
-        try:
-            file = hf_hub_download(hub, f"category_{number}.csv", repo_type="dataset")
-        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-            if number > 1 and "404" in str(error):
-                continue  # a later copy dropped a category; the row count says so
-            raise UserError(f"cannot load {hub} ({type(error).__name__}: {str(error)[:150]})") from error
-        rows += read_category(Path(file))
-    return rows
-
-
 def _filter(rows: list[Row], bench: Bench, base: str, source: str) -> list[Row]:
     """The rows that belong to ``bench``. Raises ``UserError`` for rows that cannot be its own."""
     if bench.keep is not None:
         rows = [row for number, row in enumerate(rows, 1) if _is_kept(row, bench, base, f"{source}, row {number}")]
-    if base in BENCHES:
-        for row in rows:
-            _refuse_foreign(row, bench, base, source)
+    for row in rows if base in BENCHES else ():
+        _refuse_foreign(row, bench, base, source)
     if bench.unique:
         first: dict[str, Row] = {}
         for row in rows:

@@ -102,7 +102,7 @@ def test_left_over_and_misshapen_tensors_are_refused(tiny_model, tmp_path):
     third = {"model.layers.2.mlp.down_proj.weight": torch.zeros(3, 3)}
     folder = copied(tiny_model, tmp_path / "more", extra=third)
     for loader in (load_causal_lm, load_backbone):
-        with pytest.raises(UserError, match=r"no place for: model\.layers\.2\.mlp"):
+        with pytest.raises(UserError, match=r"no place for: \S*layers\.2\.mlp"):
             loader(str(folder))
     folder = copied(tiny_model, tmp_path / "shape", extra={"model.norm.weight": torch.zeros(7)})
     for loader in (load_causal_lm, load_backbone):
@@ -180,6 +180,7 @@ def test_an_absent_or_senseless_tokenizer_is_one_line(tiny_model, tmp_path):
     ):
         folder = copied(tiny_model, tmp_path / str(number), only_files=True)
         (folder / name).unlink()
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)  # where transformers 4 keeps them a second time
         if text is not None:
             (folder / name).write_text(text)
         with pytest.raises(UserError, match="tokenizer of"):
