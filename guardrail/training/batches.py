@@ -1,8 +1,8 @@
 """Token tensors of a micro-batch, padded or packed, the attention that keeps packed rows apart, and the loss.
 
 Padded rows have their pads on the right, so under causal attention no real token ever sees one: no attention mask is
-needed, and a pad id that is also a real token (EOS, unk) does no harm. Logits are computed only where some row has a
-label.
+needed, and a pad id that is also a real token (EOS, unk) does no harm. Logits are computed for the tokens that have a
+label and for no other: with rows of different lengths, no two answers lie at the same positions.
 
 A packed batch is one line of tokens, (1, T), with row borders in ``cu_seq_lens_q``. Where the model's attention is the
 plain kind, ``packed_attention`` runs causal attention per row, rows of similar length together, at the cost of the rows
@@ -30,9 +30,11 @@ NAME = "guardrail_packed"
 
 @dataclass
 class Batch:
-    """One rank's micro-batch. ``targets`` (B, K) are the labels of the K positions in ``inputs['logits_to_keep']``."""
+    """One rank's micro-batch. The token at ``(rows[i], positions[i])`` has to predict ``targets[i]``; all are (n,)."""
 
     inputs: dict[str, Any]
+    rows: torch.Tensor
+    positions: torch.Tensor
     targets: torch.Tensor
     n_real_tokens: int
     n_tokens: int
@@ -89,27 +91,44 @@ def packed_batch(
 def _batch(arrays: dict[str, np.ndarray], labels: np.ndarray, n_real_tokens: int, device: Any) -> Batch:
     import torch
 
-    columns = np.flatnonzero((labels[:, 1:] != IGNORE_INDEX).any(axis=0))
-    if len(columns) == 0:  # nothing to learn here (only repeated rows): one position keeps the graph alive
-        columns = np.array([0])
-    targets = labels[:, columns + 1] if labels.shape[1] > 1 else np.full((len(labels), 1), IGNORE_INDEX)
-    tensors: dict[str, Any] = {
-        name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()
-    }
-    tensors["logits_to_keep"] = torch.from_numpy(columns).to(device, non_blocking=True)
-    return Batch(
-        tensors,
-        torch.from_numpy(np.ascontiguousarray(targets)).to(device, non_blocking=True),
-        n_real_tokens,
-        arrays["input_ids"].size,
+    rows, positions = np.nonzero(labels[:, 1:] != IGNORE_INDEX)
+    if len(rows) == 0:  # nothing to learn here (only repeated rows): one token without a label keeps the graph alive
+        rows, positions, targets = np.zeros(1, np.int64), np.zeros(1, np.int64), np.full(1, IGNORE_INDEX)
+    else:
+        targets = labels[rows, positions + 1]
+    inputs, kept = (
+        {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in group.items()}
+        for group in (arrays, {"rows": rows, "positions": positions, "targets": targets})
     )
+    return Batch(inputs, **kept, n_real_tokens=n_real_tokens, n_tokens=arrays["input_ids"].size)
 
 
-def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies over labelled positions, in float32. ``logits`` (B, K, V), ``targets`` (B, K)."""
+def labelled_logits(engine: Any, batch: Batch) -> torch.Tensor:
+    """Logits (n, V) of the tokens that have a label. ``engine`` is a causal LM, or wraps one as ``engine.module``.
+
+    Hidden states are picked where they enter the head, so that the whole model still runs as one forward pass (ZeRO 3
+    and checkpointing rely on it) and what a model does to its logits afterwards stays.
+    """
+    head = getattr(engine, "module", engine).get_output_embeddings()
+
+    def pick(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0][batch.rows, batch.positions][None], *arguments[1:])  # (B, T, D) -> (1, n, D)
+
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        logits: torch.Tensor = engine(**batch.inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    assert logits.shape[:2] == (1, len(batch.targets)), "the model's logits come from its output embeddings"
+    return logits[0]
+
+
+def summed_loss(engine: Any, batch: Batch) -> torch.Tensor:
+    """Sum of the cross-entropies over labelled tokens, in float32."""
     import torch.nn.functional as F
 
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    logits = labelled_logits(engine, batch).float()
+    return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def enable_packed_attention(model: Any) -> str:

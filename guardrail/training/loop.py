@@ -103,8 +103,7 @@ class Trainer:
         for position, micro in enumerate(micro_batches):
             batch = self.batch(micro, rank())
             self.engine.set_gradient_accumulation_boundary(position == n_micro - 1)
-            logits = self.engine(**batch.inputs, use_cache=False).logits
-            loss = summed_loss(logits, batch.targets)
+            loss = summed_loss(self.engine, batch)
             if self.config.loss_average == "tokens":  # DeepSpeed averages gradients over ranks: undo that
                 loss = loss * (world_size() / max(step_tokens, 1))
             else:
@@ -148,7 +147,7 @@ def evaluation_loss(engine: Any, data: TokenisedRows, config: SFTConfig, pad_id:
     with torch.no_grad():
         for micro in deal([(i,) for i in range(len(data))], config.per_device_eval_batch_size, world_size()):
             batch = padded_batch(data, micro.sequences[rank()], micro.repeated[rank()], pad_id, engine.device)
-            total += summed_loss(engine(**batch.inputs, use_cache=False).logits, batch.targets).double().cpu()
+            total += summed_loss(engine, batch).double().cpu()
     engine.train()
     total = total.to(engine.device)
     if world_size() > 1:

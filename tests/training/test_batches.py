@@ -29,7 +29,7 @@ def loss_of(model, batch) -> float:
     import torch
 
     with torch.no_grad():
-        return float(summed_loss(model(**batch.inputs, use_cache=False).logits, batch.targets))
+        return float(summed_loss(model, batch))
 
 
 def one_by_one(model, data, rows) -> float:
@@ -86,7 +86,7 @@ def test_packed_gradients_equal_padded_gradients(data, golden_model):
             batch = packed_batch(data, (ROWS,), (False,), "cpu")
         else:
             batch = padded_batch(data, tuple((row,) for row in ROWS), (False,) * len(ROWS), 2, "cpu")
-        summed_loss(model(**batch.inputs, use_cache=False).logits, batch.targets).backward()
+        summed_loss(model, batch).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=2e-3 * float(gradient.abs().max())), name
@@ -109,6 +109,26 @@ def test_the_pad_id_does_not_matter_and_the_mask_comes_from_lengths(data, golden
     eos = loss_of(model, padded_batch(data, sequences, flags, golden_tokenizer.eos_token_id, "cpu"))
     assert own == pytest.approx(eos, rel=1e-6)
     assert own == pytest.approx(one_by_one(model, data, ROWS), rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_logits_are_computed_for_labelled_tokens_only(packed, data, golden_model):
+    """Rows of different lengths: the columns in which some row has a label would be several times as many tokens."""
+    model, flags = load(golden_model), (False,) * len(ROWS)
+    if packed:
+        batch = packed_batch(data, tuple((row,) for row in ROWS), flags, "cpu")
+    else:
+        batch = padded_batch(data, tuple((row,) for row in ROWS), flags, 2, "cpu")
+    seen = []
+    hook = model.lm_head.register_forward_hook(lambda *arguments: seen.append(arguments[2].shape))
+    loss = loss_of(model, batch)
+    hook.remove()
+    n_labels = int(data.trained_counts[list(ROWS)].sum())
+    assert [shape[:2].numel() for shape in seen] == [n_labels] and len(batch.targets) == n_labels
+    assert loss == pytest.approx(one_by_one(model, data, ROWS), rel=1e-6)
+    columns = len(set(batch.positions.tolist())) * len(batch.inputs["input_ids"])
+    assert packed or columns > 1.5 * n_labels
+    assert model(input_ids=batch.inputs["input_ids"]).logits.shape[:2] == batch.inputs["input_ids"].shape  # as before
 
 
 def test_repeated_rows_carry_no_loss(data, golden_model):
