@@ -164,8 +164,9 @@ def check_complete(name: str, model: Any, found: Mapping[str, Any], headless: bo
         own = {child for child, _ in model.named_children()}
         missing = [key for key in missing if not key.startswith(POOLER)]
         unexpected = [key for key in unexpected if key.startswith(prefix) or key.split(".")[0] in own]
-    mismatched = [
-        f"{key} {list(there)} instead of {list(needed)}" for key, there, needed in sorted(found["mismatched_keys"])
+    mismatched = [  # transformers 4 gives names alone
+        one if isinstance(one, str) else f"{one[0]} {list(one[1])} instead of {list(one[2])}"
+        for one in sorted(found["mismatched_keys"])
     ]
     problems = {
         "tensors missing": missing,
