@@ -65,7 +65,7 @@ def environment(wheel, tmp_path_factory) -> Path:
     done = subprocess.run([*command, "--force-reinstall", str(wheel)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shim = folder / "bin" / "snakemake"  # the command of the package that the .pth file adds
-    shim.write_text(f"#!{python}\nfrom snakemake.cli import main\nmain()\n")
+    shim.write_text(f'#!/bin/sh\nexec {python} -m snakemake "$@"\n')
     shim.chmod(0o755)
     return folder
 
