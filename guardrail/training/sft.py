@@ -28,9 +28,9 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, keep_inputs, read_json, write_json, write_jsonl
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, world_size
-from guardrail.data.prompts import TEMPLATE_FILE
+from guardrail.data.prompts import TEMPLATE_FILE, style_fingerprint
 from guardrail.data.rows import Row, hash_rows
-from guardrail.models.checkpoints import SLICE, hash_checkpoint
+from guardrail.models.checkpoints import SLICE, hash_checkpoint, resolve_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 from guardrail.training.defences import make_defence
@@ -95,10 +95,17 @@ def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> di
         "model": hash_checkpoint(config.model_name_or_path),
         "data": hash_rows(rows),
         "eval_data": hash_rows(eval_rows) if eval_rows else None,
-        "template": hash_file(TEMPLATE_FILE),
+        "template": _template_hash(config),
         "deepspeed": deepspeed_config(config.ds_cfgs),
         "world_size": world_size(),
     }
+
+
+def _template_hash(config: SFTConfig) -> str:
+    """What the prompt style makes of a conversation; align-anything's mask renders texts by the template's own code."""
+    if config.label_mask == "align_anything":
+        return hash_file(TEMPLATE_FILE)
+    return style_fingerprint(config.prompt_style, Path(resolve_checkpoint(config.model_name_or_path)))
 
 
 def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:

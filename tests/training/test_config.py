@@ -84,7 +84,7 @@ def test_every_upstream_key_is_there_with_its_default(monkeypatch):
         (["--fp16", "True"], "exclude each other"),
         (["--epochs", "0"], "positive whole number"),
         (["--learning_rate", "2"], "out of range"),
-        (["--learning_rate", "nan"], "out of range"),
+        (["--learning_rate", "nan"], "not a finite number"),
         (["--use_bnb", "True"], "use_lora"),
         (["--load_in_8bit", "True"], "not supported"),
         (["--load_checkpoint", "True"], "--resume"),

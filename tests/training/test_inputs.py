@@ -54,6 +54,17 @@ def test_an_output_folder_with_an_input_in_it_is_refused_and_nothing_is_removed(
     assert sorted(places.rglob("*")) == before
 
 
+def test_the_key_holds_what_the_prompt_style_makes_and_not_the_file(golden_model, monkeypatch):
+    """A comment in configs/template.py trains nothing again; another style, or another text of it, does."""
+    first = sft._template_hash(toy.config(model_name_or_path=str(golden_model)))
+    other = toy.config(model_name_or_path=str(golden_model), prompt_style="gemma")
+    assert sft._template_hash(other) != first
+    monkeypatch.setattr(sft, "hash_file", lambda _: "another file")
+    assert sft._template_hash(toy.config(model_name_or_path=str(golden_model))) == first
+    upstream = toy.config(model_name_or_path=str(golden_model), label_mask="align_anything")
+    assert sft._template_hash(upstream) == "another file"  # its texts are rendered by that file's own code
+
+
 def test_a_new_run_takes_away_what_an_old_one_left(tmp_path):
     """Intermediate weights and a half-written folder of a process that is gone; a resumed run keeps its own slices."""
     gone = tmp_path / f".slice_end.tmp-{2**22 + 1}-abcdef"  # above the largest process number
