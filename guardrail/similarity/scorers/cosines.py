@@ -149,7 +149,8 @@ class Products:
 
 def fixed_point(rows: torch.Tensor) -> torch.Tensor:
     """Unit rows times 2**26, rounded to whole numbers: (n, D) float64 on the CPU; a zero row stays zero."""
-    values = np.ascontiguousarray(rows.double().cpu().numpy())
+    # numpy: threads of torch that wait for one another would cost more than these small pieces
+    values = rows.cpu().to(torch.float64 if rows.dtype == torch.float64 else torch.float32).numpy().astype(np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", values, values))  # row by row: independent of the other rows
     scale = np.divide(FIXED_POINT, norms, out=np.zeros_like(norms), where=norms > 0)
     values *= scale[:, None]
@@ -164,10 +165,15 @@ def exact_cosines(pool: Matrix, rows: Array, anchors: Matrix, columns: Array) ->
     out = np.empty(len(rows))
     for part in _blocks(len(rows), max(16, CHUNK_BYTES // (16 * pool.shape[1]))):
         names, places = np.unique(rows[part], return_inverse=True)
-        left = fixed_point(pool[torch.from_numpy(names)]).numpy()
-        right = fixed_point(anchors[torch.from_numpy(columns[part])]).numpy()
+        left, right = (fixed_point(_take(*one)).numpy() for one in ((pool, names), (anchors, columns[part])))
         out[part] = np.einsum("nd,nd->n", left if len(names) == len(places) else left[places], right)
     return out / FIXED_POINT**2
+
+
+def _take(matrix: Matrix, rows: Array) -> torch.Tensor:
+    if isinstance(matrix, torch.Tensor) and matrix.dtype == torch.float32 and matrix.device.type == "cpu":
+        return torch.from_numpy(matrix.numpy()[rows])
+    return matrix[torch.from_numpy(rows)]
 
 
 def top_cosines(
