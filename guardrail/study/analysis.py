@@ -1,6 +1,6 @@
 """The statistics of a study: every arm with its interval, arms compared in pairs, durability against its rivals.
 
-    statistics = analyse(grid, result, properties)
+    statistics = analyse(results, result, properties)
 
 ``arms``: one entry per task x subset x size, seeds together. ``comparisons``: pairs of arms, paired over seeds and
 prompts, corrected over the tasks and sizes of one question. ``overall``: the same with tasks averaged.
@@ -22,6 +22,7 @@ from guardrail.statistics.regression import matched_capability, regress
 from guardrail.statistics.testing import corrected
 from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
 from guardrail.study.grid import Grid, sizeless
+from guardrail.study.results import Results
 
 # The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
 PAIRS = (
@@ -45,18 +46,19 @@ def points(value: float | None) -> float | None:
     return None if value is None else round(100 * value, DIGITS)
 
 
-def analyse(grid: Grid, result: dict[str, Any], properties: list[dict[str, Any]]) -> dict[str, Any]:
+def analyse(results: Results, result: dict[str, Any], properties: list[dict[str, Any]]) -> dict[str, Any]:
     """The ``statistics`` block of `study.json` from the judged answers of finished cells.
 
     ``result`` is what `guardrail.study.results.collect` gave; ``properties`` what `describe_subsets` gave.
     """
+    grid = results.grid
     finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
     utilities: Utilities = {
         (row["task"], row["subset"], row["subset_size"], row["seed"]): row["utility"]["final"]
         for row in result["cells"]
         if row["status"] == "done"
     }
-    arms = read_arms(grid, finished)
+    arms = read_arms(results, finished)
     table = [_arm(arm, utilities, _statuses(grid, result, arm)) for arm in arms]
     comparisons, overall = _comparisons(grid, arms, utilities)
     observations = _observations(table, properties)

@@ -16,8 +16,8 @@ import numpy as np
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.study.config import FURTHER_JUDGES
-from guardrail.study.grid import Cell, Grid
-from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, judge_file
+from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, Cell, judge_file
+from guardrail.study.results import Results
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ def read_flags(path: Path, name: str = "harmful") -> dict[str, tuple[bool, ...]]
 
 
 @lru_cache(maxsize=512)
-def read_answers(folder: Path, judges: tuple[str, ...] = (), over_refusal: bool = False) -> Answers:
-    """The judged safety answers of the checkpoint in ``folder``. Raises ``UserError`` when missing or malformed."""
+def read_answers(
+    folder: Path, judges: tuple[str, ...] = (), over_refusal: bool = False, done: tuple[str, ...] = ()
+) -> Answers:
+    """The judged safety answers of the checkpoint in ``folder``; of further ``judges`` those that are ``done``.
+
+    Raises ``UserError`` when missing or malformed.
+    """
     document = read_json(folder / SAFETY_FILE)
     try:
         rows = sorted(document["judgements"], key=lambda row: (row["id"], row["sample"]))
@@ -80,7 +85,7 @@ def read_answers(folder: Path, judges: tuple[str, ...] = (), over_refusal: bool 
             threshold_curve=tuple((point["threshold"], point["harmfulness_score_percent"]) for point in curve),
             n_undecided=len(undecided),
             benign=read_flags(folder / OVER_REFUSAL_FILE, "refusal") if over_refusal else {},
-            further={judge: read_flags(folder / judge_file(judge)) for judge in judges},
+            further={judge: read_flags(folder / judge_file(judge)) if judge in done else {} for judge in judges},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / SAFETY_FILE}: unexpected content, {type(error).__name__} {error}") from error
@@ -105,9 +110,17 @@ class Arm:
         return (cell.task, cell.subset, cell.size) == (self.task, self.subset, self.size)
 
 
-def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
+def read_arms(results: Results, finished: set[Cell]) -> list[Arm]:
     """All arms of the study in table order; only ``finished`` cells are read. An arm may have no seeds left."""
-    wanted = tuple(grid.study.evaluation.judges), grid.study.evaluation.over_refusal_bench is not None
+    grid = results.grid
+    over_refusal = grid.study.evaluation.over_refusal_bench is not None
+
+    def read(folder: Path) -> Answers:
+        """Further judges are read where they are done for the study as it is set now."""
+        done = tuple(judge for judge in judges if results.done(folder / judge_file(judge)))
+        return read_answers(folder, judges, over_refusal, done)
+
+    judges = tuple(grid.study.evaluation.judges)
     arms: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in grid.cells:
         arms.setdefault((cell.task, cell.subset, cell.size), [])
@@ -117,8 +130,8 @@ def read_arms(grid: Grid, finished: set[Cell]) -> list[Arm]:
         Arm(
             *key,
             tuple(cells),
-            tuple(read_answers(grid.aligned_folder(cell.alignment), *wanted) for cell in cells),
-            tuple(read_answers(grid.cell_folder(cell), *wanted) for cell in cells),
+            tuple(read(grid.aligned_folder(cell.alignment)) for cell in cells),
+            tuple(read(grid.cell_folder(cell)) for cell in cells),
         )
         for key, cells in arms.items()
     ]

@@ -2,10 +2,12 @@
 
     python -m guardrail.study.check configs/studies/quickstart.yaml [--sizes 500] [--seeds 1,2] [--subsets high,low]
     python -m guardrail.study.check configs/studies/paper_llama2_7b.yaml --plan
+    python -m guardrail.study.check configs/studies/quickstart.yaml --dry_run
 
 Everything a user can get wrong is found here, in about a second: misspelt keys, missing data, a subset larger than
-the pool, a model folder that is none, too little disk. Writes `outputs/<study>/study_config.json`, which the
-workflow reads. For sandbox studies the data are generated first (seconds) and the models may still be missing.
+the pool, a model folder that is none, too little disk. Writes `outputs/<study>/study_config.json`, which later steps
+read; `--plan` and `--dry_run` write nothing. For sandbox studies the data are generated first (seconds) and the models
+may still be missing.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from guardrail.core.cli import Parser, positive_int, run
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, require_free_space, write_json
 from guardrail.core.places import SANDBOX_DATA
-from guardrail.data.rows import list_splits
 from guardrail.models.checkpoints import resolve_checkpoint
-from guardrail.study.config import Source, Study, as_dict, load_study
+from guardrail.study.config import Study, as_dict, load_study
 from guardrail.study.grid import Grid
+from guardrail.study.sources import count_rows, pool_rows
 
 SANDBOX_BYTES_PER_CHECKPOINT = 8 << 20
 
@@ -34,31 +36,6 @@ def numbers(text: str) -> list[int]:
         raise UserError(f"{text!r} is not a comma-separated list of whole numbers") from None
 
 
-def count_rows(source: Source) -> int | None:
-    """Rows of a local source, from file metadata where the format has it; ``None`` for the hub.
-
-    Raises ``UserError`` for a wrong split or a missing file.
-    """
-    path = Path(source.source)
-    if not path.exists():
-        if path.suffix or source.source.count("/") != 1:
-            raise UserError(f"no such file or folder: {source.source}")
-        return None
-    files = [path]
-    if path.is_dir():
-        splits = list_splits(path)
-        if source.split not in splits:
-            raise unknown(f"split of {path}:", source.split, sorted(splits))
-        files = splits[source.split]
-    if all(file.suffix == ".parquet" for file in files):
-        import pyarrow.parquet
-
-        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
-    from guardrail.data.rows import load_rows
-
-    return len(load_rows(path, source.split))
-
-
 def keep_tasks(study: Study, names: list[str]) -> Study:
     """The study with only the tasks ``names``, in the file's order."""
     for name in names:
@@ -67,16 +44,13 @@ def keep_tasks(study: Study, names: list[str]) -> Study:
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in names})
 
 
-def pool_rows(study: Study) -> int | None:
-    """Rows of the safety pool; ``UserError`` where a subset is larger than it."""
-    pool = count_rows(study.safety_pool)
-    largest = max(study.subset_sizes)
-    if pool is not None and largest > pool:
-        raise UserError(
-            f"subset size {largest} is larger than the safety pool {study.safety_pool.source}:"
-            f"{study.safety_pool.split} ({pool} rows); choose at most {pool}"
-        )
-    return pool
+def bytes_per_checkpoint(study: Study) -> int:
+    """What one trained checkpoint takes on disk: what the base model takes; 0 for one that is not here yet."""
+    if study.sandbox:
+        return SANDBOX_BYTES_PER_CHECKPOINT
+    folder = Path(resolve_checkpoint(study.models.base))
+    names = (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if folder.is_dir() else ()
+    return sum(file.stat().st_size for file in names)
 
 
 def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
@@ -97,8 +71,7 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
         resolve_checkpoint(guard.model)
     grid = Grid(study, outputs)
     n_checkpoints = len(grid.alignments) + len(grid.cells)
-    if study.sandbox:
-        require_free_space(grid.folder, n_checkpoints * SANDBOX_BYTES_PER_CHECKPOINT)
+    require_free_space(grid.folder, n_checkpoints * bytes_per_checkpoint(study))
     return {
         "cells": len(grid.cells),
         "alignments": len(grid.alignments),
@@ -118,6 +91,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
     parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
+    parser.add_argument("--dry_run", action="store_true", help="print the jobs that would run and why; write nothing")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, for --dry_run")
     args = parser.parse_args(argv)
     overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
     study = load_study(args.study, {key: value for key, value in overrides.items() if value})
@@ -137,6 +112,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(plan_text(plan, args.gpus))
         return plan
     plan = check_study(study, args.outputs)
+    if args.dry_run:
+        from guardrail.study.schedule import dry_run
+
+        return {**plan, **dry_run(grid, args.ranks)}
     path = grid.folder / "study_config.json"
     resolved = as_dict(study)
     if not path.is_file() or read_json(path) != _plain(resolved):

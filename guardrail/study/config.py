@@ -15,7 +15,11 @@ from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.prompts import check_style
+from guardrail.evaluation.judges import single_judges
+from guardrail.evaluation.judges.beaver_dam import BeaverDam
+from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
+from guardrail.training.config import SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
 # `full` from the pool itself; all others are selected per task.
@@ -60,19 +64,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Training:
-    """Flags of the SFT trainer (REFERENCE: the paper's commands)."""
+    """Flags of the SFT trainer, with its defaults (`guardrail.training.config`)."""
 
     epochs: int
     learning_rate: float
     per_device_train_batch_size: int
-    gradient_accumulation_steps: int = 1
-    model_max_length: int = 4096
-    ds_cfgs: str = "ds_z3_config.json"
-    bf16: bool = True
-    gradient_checkpointing: bool = True
+    gradient_accumulation_steps: int = SFTConfig.gradient_accumulation_steps
+    model_max_length: int = SFTConfig.model_max_length
+    ds_cfgs: str = SFTConfig.ds_cfgs
+    bf16: bool = SFTConfig.bf16
+    gradient_checkpointing: bool = SFTConfig.gradient_checkpointing
 
 
-FURTHER_JUDGES = ("guard", "openai")
+# every judge that is registered, but for the two whose columns a study always has
+FURTHER_JUDGES = tuple(name for name in single_judges() if name not in ("key_word", "beaver_dam"))
 JUDGE_BACKENDS = ("hf", "vLLM", "openai")
 
 
@@ -98,12 +103,14 @@ class Evaluation:
     """Flags of eval_safety.py, evaluate.py and further judges (name -> settings; the keyword rule is always there)."""
 
     safety_bench: str
+    safety_bench_data: str | None = None
     over_refusal_bench: str | None = None
-    max_new_tokens: int = 512
-    do_sample: bool = False
-    samples_per_prompt: int = 1
-    moderation_max_length: int = 512
-    threshold: float = 0.5
+    over_refusal_bench_data: str | None = None
+    max_new_tokens: int = SafetyConfig.max_new_tokens
+    do_sample: bool = False  # greedy: the sampling of the paper's script adds noise that a study does not want
+    samples_per_prompt: int = SafetyConfig.samples_per_prompt
+    moderation_max_length: int = BeaverDam.max_length
+    threshold: float = BeaverDam.threshold
     limit: int | None = None
     judges: dict[str, Judge] = field(default_factory=dict)
 
@@ -202,7 +209,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         ]
         if missing:
             raise UserError(f"{place}: missing {', '.join(missing)}")
-        return kind(**{k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+        values = {k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
+        return typing.cast(Any, kind)(**values)
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{place}: expected a mapping")

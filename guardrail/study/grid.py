@@ -15,8 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from guardrail.evaluation import judges
 from guardrail.study.config import TASK_SUBSETS, Study
 
+SAFETY_FILE = "evaluation/safety/beaver-dam.json"
+OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
 SIZELESS = ("full", "none")
 
 
@@ -59,6 +62,16 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.task}__{self.alignment.name}"
+
+
+def judge_file(judge: str) -> str:
+    """Where a further judge's judgements of a checkpoint lie, below the checkpoint's folder."""
+    return f"evaluation/safety/{judges.file_name(judge)}"
+
+
+def utility_file(task: str) -> str:
+    """Where a checkpoint's utility on ``task``'s held-out rows lies, below the checkpoint's folder."""
+    return f"evaluation/utility/{task}.json"
 
 
 class Grid:

@@ -2,24 +2,29 @@
 
     bash scripts/study.sh configs/studies/quickstart.yaml --plan
 
-Seconds per stage come from earlier runs of the same study where there are any (the ``run`` blocks of its results),
-from stated assumptions otherwise; every estimate says which. Loads no model.
+Seconds per stage come from earlier runs of the same study where there are any (the records of its jobs), from stated
+assumptions otherwise; every estimate says which. What is reused and what runs is what the
+schedule says. Loads no model.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from guardrail.core.errors import UserError
+from guardrail.core.files import read_json
 from guardrail.models.checkpoints import resolve_checkpoint
-from guardrail.study.check import count_rows
 from guardrail.study.config import Study
+from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
-from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
+from guardrail.study.jobs import job_states
+from guardrail.study.records import FAILED
+from guardrail.study.records import FOLDER as RECORDS
+from guardrail.study.schedule import recorded_setup, to_run
+from guardrail.study.sources import count_rows
 
 # A model name that says its size, or its files, give N parameters. A training token costs 6 N operations (8 N with
 # gradient checkpointing), a generated or read one 2 N (Kaplan et al. 2020, section 2.1).
@@ -82,18 +87,11 @@ def rows_or(source: Any, otherwise: int) -> int:
         return otherwise
 
 
-def measured(files: list[Path]) -> float | None:
-    """Median seconds that finished stages of this kind took, from their ``run`` blocks."""
-    seconds = []
-    for file in files:
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-            value = value.get("run", value).get("wall_sec")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if value:
-            seconds.append(float(value))
-    return median(seconds) if seconds else None
+def measured(grid: Grid, names: list[str]) -> tuple[float, int] | None:
+    """Median seconds that finished jobs took, and how many there are; from their records, whatever their keys."""
+    files = [file for name in names for file in (grid.folder / RECORDS / name).glob("*.json") if file.name != FAILED]
+    seconds = [float(read_json(file)["wall_sec"]) for file in files]
+    return (median(seconds), len(seconds)) if seconds else None
 
 
 def plan_stages(grid: Grid) -> list[Stage]:
@@ -101,10 +99,6 @@ def plan_stages(grid: Grid) -> list[Stage]:
     study = grid.study
     a = ASSUMPTIONS
     N = parameters(study)
-    checkpoints = [grid.base_folder]
-    checkpoints += [grid.aligned_folder(alignment) for alignment in grid.alignments]
-    checkpoints += [grid.cell_folder(cell) for cell in grid.cells]
-    tuned = [grid.cell_folder(cell) for cell in grid.cells]
     pool = rows_or(study.safety_pool, 30_000)
     instruct = study.instruct_size or rows_or(study.instruct, 200_000)
     prompts = study.evaluation.limit or (140 if study.sandbox else 330)
@@ -127,58 +121,34 @@ def plan_stages(grid: Grid) -> list[Stage]:
             return a["sandbox_evaluation_sec"]
         return a["start_sec"] + rows * new_tokens / (a["generation_tokens_per_sec_7b"] * 6.7e9 / N)
 
-    def stage(name: str, files: list[Path], guess: float, uses_gpu: bool = True) -> Stage:
-        done = [file for file in files if file.is_file()]
-        seconds = measured(done)
-        source = "assumed" if seconds is None else f"measured on {len(done)}"
-        return Stage(name, len(files), len(done), guess if seconds is None else seconds, source, uses_gpu)
+    jobs = make_jobs(grid, *recorded_setup(grid), missing_ok=True)
+    states = job_states(grid, jobs)
+    waiting = set(to_run(jobs, states))
 
-    similarity = grid.folder / "similarity"
-    sets = ["safety_pool", *study.tasks]
-    selections = {(cell.task, cell.size) for cell in grid.cells if cell.alignment.task is not None}
     mean_alignment = sum(
         instruct + (pool if x.subset == "full" else 0 if x.subset == "none" else x.size) for x in grid.alignments
     ) / len(grid.alignments)
     task_rows = sum(rows_or(task.train, 1000) for task in study.tasks.values()) / len(study.tasks)
-    stages = [
-        stage("representations", [similarity / s / "reps/extraction/manifest.json" for s in sets], reading(pool)),
-        stage(
-            "selection",
-            [similarity / task / f"selection_{size}" / "selection.json" for task, size in sorted(selections)],
-            10.0,
-            uses_gpu=False,
-        ),
-        stage(
-            "alignment",
-            [grid.aligned_folder(alignment) / "run.json" for alignment in grid.alignments],
-            training(mean_alignment, study.alignment),
-        ),
-        stage("fine-tuning", [folder / "run.json" for folder in tuned], training(task_rows, study.fine_tuning)),
-        stage(
-            "safety answers",
-            [folder / "evaluation/safety/results.json" for folder in checkpoints],
-            generating(answers, study.evaluation.max_new_tokens),
-        ),
-        stage("moderation", [folder / SAFETY_FILE for folder in checkpoints], reading(answers)),
-        stage(
-            "utility",
-            _utility_files(grid),
-            generating(400, max(task.utility.max_new_tokens for task in study.tasks.values())),
-        ),
-    ]
-    if study.evaluation.over_refusal_bench:
-        files = [folder / OVER_REFUSAL_FILE for folder in checkpoints]
-        stages.append(stage("over-refusal", files, generating(250, study.evaluation.max_new_tokens)))
+    guesses = {
+        "representations": reading(pool),
+        "select": 10.0,
+        "mix": 5.0,
+        "align": training(mean_alignment, study.alignment),
+        "fine_tune": training(task_rows, study.fine_tuning),
+        "safety_answers": generating(answers, study.evaluation.max_new_tokens),
+        "harmfulness": reading(answers),
+        "over_refusal": generating(250, study.evaluation.max_new_tokens),
+        "utility": generating(400, max(task.utility.max_new_tokens for task in study.tasks.values())),
+    }
+    stages = []
+    for name in dict.fromkeys(job.stage for job in jobs.values()):
+        members = [job.name for job in jobs.values() if job.stage == name]
+        found = measured(grid, members)
+        source = "assumed" if found is None else f"measured on {found[1]}"
+        seconds = guesses.get(name, reading(answers)) if found is None else found[0]
+        n_done = len(members) - len(waiting.intersection(members))
+        stages.append(Stage(name, len(members), n_done, seconds, source, name not in ("select", "mix")))
     return stages
-
-
-def _utility_files(grid: Grid) -> list[Path]:
-    """Utility is measured on all tasks for the base model, on a checkpoint's own tasks otherwise."""
-    pairs: dict[tuple[Path, str], None] = {(grid.base_folder, task): None for task in grid.study.tasks}
-    for cell in grid.cells:
-        pairs[grid.aligned_folder(cell.alignment), cell.task] = None
-        pairs[grid.cell_folder(cell), cell.task] = None
-    return [folder / utility_file(task) for folder, task in pairs]
 
 
 def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
@@ -189,7 +159,7 @@ def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
     n_checkpoints = len(grid.alignments) + len(grid.cells)
     todo = {stage.stage: stage.n_run for stage in stages}
     prompts = study.evaluation.limit or (140 if study.sandbox else 330)
-    answers = todo["moderation"] * prompts * study.evaluation.samples_per_prompt
+    answers = todo["harmfulness"] * prompts * study.evaluation.samples_per_prompt
     pool = rows_or(study.safety_pool, 30_000)
     width = 128 if study.sandbox else 4096
     n_jobs = 1 if study.sandbox else n_gpus

@@ -18,6 +18,7 @@ from guardrail.core.files import hash_file, hash_json, read_json, write_json
 from guardrail.data.rows import load_rows
 from guardrail.study.config import Source
 from guardrail.study.grid import Alignment, Cell, Grid, sizeless
+from guardrail.study.results import Results
 
 VERSION = 2  # raise when the same files give other descriptions
 CACHE = "subsets.json"
@@ -81,10 +82,11 @@ def _kept(cache: Path, key: str, make: Any, what: str) -> dict[str, Any] | None:
     return data
 
 
-def _stores(grid: Grid) -> dict[str, Path]:
-    """The representation stores that are finished."""
+def _stores(results: Results) -> dict[str, Path]:
+    """The representation stores that are done for the study as it is set now."""
+    grid = results.grid
     folders = {name: representation_folder(grid, name) for name in ("safety_pool", *grid.study.tasks)}
-    return {name: folder for name, folder in folders.items() if (folder / "manifest.json").is_file()}
+    return {name: folder for name, folder in folders.items() if results.done(folder)}
 
 
 def _key(grid: Grid, stores: dict[str, Path], splits: list[Path], **more: Any) -> str:
@@ -98,19 +100,19 @@ def _key(grid: Grid, stores: dict[str, Path], splits: list[Path], **more: Any) -
     )
 
 
-def describe_subsets(grid: Grid, finished: set[Cell]) -> list[dict[str, Any]]:
+def describe_subsets(results: Results, finished: set[Cell]) -> list[dict[str, Any]]:
     """One entry per task x subset x size of the ``finished`` cells; kept in `subsets.json` while they are unchanged.
 
     ``similarity`` (cosine), ``diversity`` (Vendi score), ``log_det_fraction``, ``mean_pairwise_cosine``,
     ``response_chars``, ``list_share_percent``, ``categories``, ``n``.
     """
-    stores = _stores(grid)
+    grid, stores = results.grid, _stores(results)
     if "safety_pool" not in stores:
         return []
     arms: dict[tuple[str, str, int], list[Path]] = {}
     for cell in grid.cells:
         split = training_split(grid, cell.alignment)
-        if cell in finished and cell.subset != "none" and split.is_file() and cell.task in stores:
+        if cell in finished and cell.subset != "none" and results.done(split) and cell.task in stores:
             arms.setdefault((cell.task, cell.subset, cell.size), []).append(split)
     key = _key(grid, stores, [path for paths in arms.values() for path in paths], arms=sorted(arms))
     what = f"describing {len(arms)} subsets"
@@ -215,13 +217,13 @@ def unit_rows(matrix: Any) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def representation_map(grid: Grid, finished: set[Cell]) -> dict[str, Any] | None:
+def representation_map(results: Results, finished: set[Cell]) -> dict[str, Any] | None:
     """Points of pool and tasks on two principal components; ``None`` without representations.
 
     A point: ``x``, ``y``, ``set`` (`pool` or the task), ``text`` (redacted), ``category``, ``similarity`` per task and
     ``selected`` (`task:subset` of the largest size). Kept in `map.json` while the stores and splits are unchanged.
     """
-    stores = _stores(grid)
+    grid, stores = results.grid, _stores(results)
     if len(stores) < 1 + len(grid.study.tasks):
         return None
     size, seed = max(grid.study.subset_sizes), grid.study.seeds[0]
@@ -230,7 +232,7 @@ def representation_map(grid: Grid, finished: set[Cell]) -> dict[str, Any] | None
         for cell in grid.cells
         if cell in finished and cell.subset in ("high", "low") and cell.size == size and cell.seed == seed
     }
-    splits = {name: path for name, path in splits.items() if path.is_file()}
+    splits = {name: path for name, path in splits.items() if results.done(path)}
     if not finished:
         return None
     key = _key(grid, stores, list(splits.values()))

@@ -1,81 +1,94 @@
 """Collect a study's result files into `study.json`: what was measured, and what is missing, never a made-up zero.
 
-Reads only files that later stages are allowed to read: `beaver-dam.json` (harmfulness), `results.json` of the
-over-refusal bench, `utility.json`. A cell whose files are absent or belong to a failed stage has
-``status: "failed"`` and names what is missing.
+Reads `beaver-dam.json` (harmfulness), `key-word.json` of the over-refusal bench and `utility/*.json` of every
+checkpoint, and of these only what was made from the study as it is set now: see `Results`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import read_json
+from guardrail.core.files import hash_json, read_json
 from guardrail.core.provenance import run_record
-from guardrail.evaluation import judges
-from guardrail.study.config import Study, as_dict
-from guardrail.study.grid import Cell, Grid, sizeless
-
-SAFETY_FILE = "evaluation/safety/beaver-dam.json"
-OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
+from guardrail.study.config import as_dict
+from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, Cell, Grid, judge_file, sizeless, utility_file
+from guardrail.study.jobs import Job, job_states, jobs_behind
+from guardrail.study.records import State
 
 
-def judge_file(judge: str) -> str:
-    """Where a further judge's judgements of a checkpoint lie, below the checkpoint's folder."""
-    return f"evaluation/safety/{judges.file_name(judge)}"
+class Results:
+    """The results of a study that are done: nothing else is ever read.
+
+    A file is handed out only if the job that made it is done under its expected key (`guardrail.study.records`).
+    """
+
+    def __init__(self, grid: Grid, jobs: dict[str, Job]) -> None:
+        self.grid, self.jobs = grid, jobs
+        self.states = job_states(grid, jobs)
+        self._maker = {
+            name: (job.name, product.name)
+            for job in jobs.values()
+            for product in job.products
+            for name in product.files
+        }
+
+    def state(self, path: Path) -> State:
+        """The state of the product that ``path`` (below the study's folder) belongs to."""
+        place = path.relative_to(self.grid.folder)
+        for name in (place, *place.parents):
+            if str(name) in self._maker:
+                job, product = self._maker[str(name)]
+                return self.states[job][product]
+        return State("missing", f"{place} belongs to no job of this study")
+
+    def done(self, path: Path) -> bool:
+        """Is ``path`` a result of this study as it is set now?"""
+        return self.state(path).done
+
+    def read(self, path: Path) -> Any:
+        """The JSON of a result. Raises ``UserError`` unless it is done."""
+        state = self.state(path)
+        if not state.done:
+            raise UserError(f"{path.relative_to(self.grid.folder)} is {state.status}: {state.reason}")
+        return read_json(path)
+
+    def status(self, targets: list[str]) -> State:
+        """One state for the jobs ``targets``: done, else the first failure behind them, else stale or missing."""
+        own = [state for name in targets for state in self.states[name].values()]
+        if all(state.done for state in own):
+            return State("done")
+        behind = jobs_behind(self.jobs, targets)
+        failed = [state for name in behind for state in self.states[name].values() if state.status == "failed"]
+        order = [*failed, *(state for state in own if state.status == "stale"), *own]
+        return next(state for state in order if not state.done)
+
+    def key(self) -> str:
+        """Changes when any number that may be shown does, or what is missing."""
+        products = {
+            f"{job.name}/{product.name}": [product.key.value, *dataclasses.astuple(self.states[job.name][product.name])]
+            for job in self.jobs.values()
+            for product in job.products
+        }
+        return hash_json(products)
 
 
-def utility_file(task: str) -> str:
-    """Where a checkpoint's utility on ``task``'s held-out rows lies, below the checkpoint's folder."""
-    return f"evaluation/utility/{task}.json"
+def evaluation_jobs(grid: Grid, folder: Path, tasks: Iterable[str]) -> list[str]:
+    """The jobs whose numbers a row of the table needs, of one checkpoint; further judges are extra."""
+    short = ".".join(folder.relative_to(grid.folder).parts)
+    names = [f"harmfulness.{short}", *(f"utility.{short}.{task}" for task in tasks)]
+    return names + ([f"over_refusal.{short}"] if grid.study.evaluation.over_refusal_bench else [])
 
 
-def result_files(grid: Grid) -> list[Path]:
-    """Every file that decides `study.json`, tables, figures and report, whether it is there or not."""
-    study = grid.study
-    names = [SAFETY_FILE, *map(judge_file, study.evaluation.judges)]
-    names += [OVER_REFUSAL_FILE] if study.evaluation.over_refusal_bench else []
-    files = [grid.base_folder / name for name in (*names, *(utility_file(task) for task in study.tasks))]
-    for cell in grid.cells:
-        for folder in (grid.aligned_folder(cell.alignment), grid.cell_folder(cell)):
-            files += [folder / name for name in (*names, utility_file(cell.task), "losses.jsonl")]
-        files.append(grid.folder / "data" / f"seed{cell.seed}" / "manifests" / f"train_{cell.alignment.name}.json")
-    files += [
-        grid.folder / "similarity" / name / "reps/extraction/manifest.json" for name in ("safety_pool", *study.tasks)
-    ]
-    return list(dict.fromkeys(files))
-
-
-def blame(grid: Grid, cell: Cell, over_refusal: bool) -> Path | None:
-    """The log of the first stage of ``cell`` whose result is missing; ``None`` when that stage never started."""
-    alignment, logs = cell.alignment, grid.folder / "logs"
-    aligned, tuned = grid.aligned_folder(alignment), grid.cell_folder(cell)
-    stages = [
-        (
-            grid.folder / "data" / f"seed{cell.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet",
-            logs / f"mix_{alignment.name}_seed{cell.seed}.log",
-        ),
-        (aligned / "run.json", logs / f"align_{alignment.name}_seed{cell.seed}.log"),
-        (tuned / "run.json", logs / f"fine_tune_{cell.name}_seed{cell.seed}.log"),
-    ]
-    for folder in (aligned, tuned):
-        safety = folder / "evaluation/safety"
-        stages += [(safety / "results.json", safety / "generate.log"), (folder / SAFETY_FILE, safety / "moderate.log")]
-        if over_refusal:
-            stages.append((folder / OVER_REFUSAL_FILE, (folder / OVER_REFUSAL_FILE).parent / "generate.log"))
-        stages.append((folder / utility_file(cell.task), folder / f"evaluation/utility/{cell.task}.log"))
-    log = next((log for result, log in stages if not result.is_file()), None)
-    return log if log is not None and log.is_file() else None
-
-
-def read_judges(folder: Path, judges: Iterable[str]) -> dict[str, Any]:
+def read_judges(results: Results, folder: Path, judges: Iterable[str]) -> dict[str, Any]:
     """Harmfulness by each further judge. One that has not answered is a missing number, never a failed checkpoint."""
     out: dict[str, Any] = {}
     for judge in judges:
         try:
-            summary = read_json(folder / judge_file(judge))["summary"]
+            summary = results.read(folder / judge_file(judge))["summary"]
             names = ("harmfulness_score_percent", "harmfulness_score_interval_percent", "n", "judge_error_percent")
             out[judge] = {name: summary[name] for name in names}
         except UserError as error:
@@ -83,12 +96,13 @@ def read_judges(folder: Path, judges: Iterable[str]) -> dict[str, Any]:
     return out
 
 
-def read_safety(folder: Path, over_refusal: bool, judges: Iterable[str] = ()) -> dict[str, Any]:
+def read_safety(results: Results, folder: Path) -> dict[str, Any]:
     """Harmfulness and refusals of one checkpoint; rates in percent with 95% Wilson intervals.
 
-    Raises ``UserError`` when a file is missing or unreadable.
+    Raises ``UserError`` when a file is not done or unreadable.
     """
-    summary = read_json(folder / SAFETY_FILE)["summary"]
+    evaluation = results.grid.study.evaluation
+    summary = results.read(folder / SAFETY_FILE)["summary"]
     out = {
         "harmfulness_score_percent": summary["harmfulness_score_percent"],
         "harmfulness_score_interval_percent": summary["harmfulness_score_interval_percent"],
@@ -97,18 +111,18 @@ def read_safety(folder: Path, over_refusal: bool, judges: Iterable[str] = ()) ->
         "outcomes_percent": {name: rate["percent"] for name, rate in summary["outcomes"].items()},
         "data_hash": summary["data_hash"],
     }
-    if over_refusal:
-        summary = read_json(folder / OVER_REFUSAL_FILE)["summary"]
+    if evaluation.over_refusal_bench is not None:
+        summary = results.read(folder / OVER_REFUSAL_FILE)["summary"]
         out["benign_refusal_percent"] = summary["refusal_percent"]
         out["benign_n"] = summary["n"]
-    if further := read_judges(folder, judges):
+    if further := read_judges(results, folder, evaluation.judges):
         out["judges"] = further
     return out
 
 
-def read_utility(folder: Path, task: str) -> dict[str, Any]:
+def read_utility(results: Results, folder: Path, task: str) -> dict[str, Any]:
     """The headline utility number of one checkpoint on ``task``'s held-out rows."""
-    utility = read_json(folder / utility_file(task))["utility"]
+    utility = results.read(folder / utility_file(task))["utility"]
     loss = utility.get("heldout_loss") or {}
     return {
         "metric": utility["metric"],
@@ -119,56 +133,54 @@ def read_utility(folder: Path, task: str) -> dict[str, Any]:
     }
 
 
-def collect(grid: Grid) -> dict[str, Any]:
-    """The content of `study.json`: ``base``, ``cells`` in table order, and the ``run`` record."""
+def collect(results: Results) -> dict[str, Any]:
+    """The content of `study.json`: ``base``, ``cells`` in table order, and the ``run`` record.
+
+    A row whose status is not ``done`` (`failed`, `stale`, `missing`) has a reason and no numbers.
+    """
+    grid = results.grid
     study = grid.study
-    over_refusal = study.evaluation.over_refusal_bench is not None
-    base = _guarded(lambda: _arm(grid.base_folder, study, over_refusal))
-    cells = [_cell(grid, cell, over_refusal) for cell in grid.cells]
+    base = _row(results, evaluation_jobs(grid, grid.base_folder, study.tasks), lambda: _base(results))
+    cells = [_cell(results, cell) for cell in grid.cells]
+    statuses = [row["status"] for row in (base, *cells)]
     return {
         "study": study.name,
         "description": study.description,
         "base": base,
         "cells": cells,
-        "n_failed": sum(cell["status"] == "failed" for cell in cells) + (base["status"] == "failed"),
-        "run": run_record("study", _settings(study), seeds=list(study.seeds)),
+        "n_failed": sum(status != "done" for status in statuses),
+        "run": run_record("study", as_dict(study), seeds=list(study.seeds)),
     }
 
 
-def _settings(study: Study) -> dict[str, Any]:
-    return as_dict(study)
-
-
-def _arm(folder: Path, study: Study, over_refusal: bool) -> dict[str, Any]:
+def _base(results: Results) -> dict[str, Any]:
+    folder, tasks = results.grid.base_folder, results.grid.study.tasks
     return {
-        **read_safety(folder, over_refusal, study.evaluation.judges),
-        "utility": {task: read_utility(folder, task) for task in study.tasks},
+        **read_safety(results, folder),
+        "utility": {task: read_utility(results, folder, task) for task in tasks},
     }
 
 
-def _guarded(read: Any) -> dict[str, Any]:
+def _row(results: Results, targets: list[str], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of ``read`` if all ``targets`` are done; else status, reason and log, and no number."""
+    state = results.status(targets)
+    if not state.done:
+        return {"status": state.status, "reason": state.reason, "log": state.log}
     try:
         return {"status": "done", **read()}
     except UserError as error:
-        return {"status": "failed", "reason": str(error)}
+        return {"status": "failed", "reason": str(error), "log": None}
     except (KeyError, TypeError) as error:
-        return {"status": "failed", "reason": f"unexpected content: {type(error).__name__} {error}"}
+        return {"status": "failed", "reason": f"unexpected content: {type(error).__name__} {error}", "log": None}
 
 
-def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
-    head = {
-        "task": cell.task,
-        "subset": cell.subset,
-        "subset_size": None if sizeless(cell.subset) else cell.size,
-        "seed": cell.seed,
-        "alignment": cell.alignment.name,
-    }
+def _cell(results: Results, cell: Cell) -> dict[str, Any]:
+    grid = results.grid
+    aligned, tuned = grid.aligned_folder(cell.alignment), grid.cell_folder(cell)
 
     def read() -> dict[str, Any]:
-        aligned, tuned = grid.aligned_folder(cell.alignment), grid.cell_folder(cell)
-        judges = grid.study.evaluation.judges
-        initial, final = (read_safety(folder, over_refusal, judges) for folder in (aligned, tuned))
-        before, after = read_utility(aligned, cell.task), read_utility(tuned, cell.task)
+        initial, final = (read_safety(results, folder) for folder in (aligned, tuned))
+        before, after = (read_utility(results, folder, cell.task) for folder in (aligned, tuned))
         return {
             "initial": initial,
             "final": final,
@@ -186,8 +198,12 @@ def _cell(grid: Grid, cell: Cell, over_refusal: bool) -> dict[str, Any]:
             "checkpoint": str(tuned),
         }
 
-    out = {**head, **_guarded(read)}
-    if out["status"] == "failed":
-        log = blame(grid, cell, over_refusal)
-        out["log"] = None if log is None else str(log)
-    return out
+    head = {
+        "task": cell.task,
+        "subset": cell.subset,
+        "subset_size": None if sizeless(cell.subset) else cell.size,
+        "seed": cell.seed,
+        "alignment": cell.alignment.name,
+    }
+    targets = [name for folder in (aligned, tuned) for name in evaluation_jobs(grid, folder, [cell.task])]
+    return {**head, **_row(results, targets, read)}

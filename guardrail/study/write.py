@@ -14,41 +14,42 @@ from typing import Any
 
 from guardrail.core.cli import Parser, log, run
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_file, hash_json, read_json, write_json, write_text
+from guardrail.core.files import hash_json, read_json, write_json, write_text
 from guardrail.study.config import Study, build
+from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.report.tables import harmfulness_table, study_tables, without_numbers
-from guardrail.study.results import collect, result_files
+from guardrail.study.results import Results, collect
+from guardrail.study.schedule import recorded_setup
 
 VERSION = 3  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 
-def inputs_key(grid: Grid, config: dict[str, Any]) -> str:
-    """Changes when a result file does (or appears, or goes)."""
-    files = {str(path.relative_to(grid.folder)): hash_file(path) for path in result_files(grid) if path.is_file()}
-    return hash_json({"version": VERSION, "config": config, "files": files})
+def inputs_key(results: Results, config: dict[str, Any]) -> str:
+    """Changes when a result does (or appears, or becomes stale)."""
+    return hash_json({"version": VERSION, "config": config, "results": results.key()})
 
 
-def analysed(grid: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
+def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
     from guardrail.study.analysis import analyse
     from guardrail.study.properties import describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
     from guardrail.study.report.headline import headline
 
-    result = collect(grid)
-    finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if not without_numbers(row)}
-    subsets = describe_subsets(grid, finished)
+    result = collect(results)
+    finished = {cell for cell, row in zip(results.grid.cells, result["cells"], strict=True) if not without_numbers(row)}
+    subsets = describe_subsets(results, finished)
     try:
-        statistics = analyse(grid, result, subsets)
+        statistics = analyse(results, result, subsets)
     except UserError as error:
         log(f"no statistics: {error}")
         statistics = {"reason": str(error)}
     run_record = result.pop("run")
     result |= {"subsets": subsets, "statistics": statistics}
     result |= {"headline": headline(result).as_dict(), "run": run_record}
-    return result, {"map": representation_map(grid, finished), "curves": loss_curves(grid, result["cells"])}
+    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
@@ -85,6 +86,7 @@ def main() -> dict[str, Any]:
     config = read_json(args.study_config)
     study = build(Study, config, "")
     grid = Grid(study, args.outputs)
+    results = Results(grid, make_jobs(grid, *recorded_setup(grid)))
     folder = grid.folder
     paths = {
         "study": folder / "study.json",
@@ -93,11 +95,11 @@ def main() -> dict[str, Any]:
         "figure": folder / "figures" / f"{FIGURE}.png",
         "report": folder / "report.html",
     }
-    key = inputs_key(grid, config)
+    key = inputs_key(results, config)
     if is_current(folder, paths, key):
         result = read_json(paths["study"])
     else:
-        result, extra = analysed(grid)
+        result, extra = analysed(results)
         result["run"]["fingerprint"] = key
         write_outputs(grid, result, extra, paths)
     print(harmfulness_table(result).markdown())

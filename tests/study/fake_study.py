@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.core.files import write_json, write_jsonl
+from guardrail.core.files import write_json, write_jsonl, write_text
 from guardrail.study import write
 from guardrail.study.config import Study, as_dict, build
-from guardrail.study.grid import Grid
-from guardrail.study.results import OVER_REFUSAL_FILE, SAFETY_FILE, utility_file
+from guardrail.study.dag import make_jobs
+from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, Grid, utility_file
+from guardrail.study.records import clear_product, write_failure, write_record
+from guardrail.study.results import Results
+from guardrail.study.schedule import OUR_TRAINER
 
 CATEGORIES = ("privacy_violation", "self_harm", "violence,aiding_and_abetting,incitement")
 POOL_ROWS = 60
+FAKE_SECONDS = 12.0
 FIGURES = {
     *("harmfulness", "similarity_durability", "categories", "representation_map"),
     *("threshold_curve", "learning_curves"),
@@ -100,6 +104,7 @@ def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_s
         ],
     }
     write_json(folder / SAFETY_FILE, {"judgements": rows, "summary": summary})
+    write_json(folder / Path(OVER_REFUSAL_FILE).parent / "results.json", {"results": []})
     benign = [{"id": f"b{i}", "sample": 0, "refusal": i in (7, 31)} for i in range(50)]
     write_json(folder / OVER_REFUSAL_FILE, {"judgements": benign, "summary": {"refusal_percent": 4.0, "n": 50}})
     for task in tasks:
@@ -108,10 +113,11 @@ def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_s
     losses = 2.0 * np.exp(-np.arange(150) / 40) + 0.1
     write_jsonl(folder / "losses.jsonl", ({"step": i + 1, "loss": float(v)} for i, v in enumerate(losses)))
     write_json(folder / "run.json", {})
+    write_json(folder / "slice_end" / "config.json", {})
 
 
-def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_samples: int = 1) -> None:
-    """Write every result; ``effect`` is how much more harmful ``high`` ends than the others. ``skip``: cell names."""
+def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_samples: int = 1) -> Results:
+    """Write every result with its record; ``effect``: how much more harmful ``high`` ends. ``skip``: cell names."""
     tasks = list(grid.study.tasks)
     write_checkpoint(grid.base_folder, 0.95, tasks, 0, n_samples)
     for number, alignment in enumerate(grid.alignments):
@@ -121,6 +127,40 @@ def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_sample
             continue
         rate = {"list": 0.25, "pure_bad": 0.6}[cell.task] + (effect if "high" in cell.subset else 0.0)
         write_checkpoint(grid.cell_folder(cell), rate, [cell.task], 1000 + number, n_samples)
+    write_sources(grid.study)
+    return stamp(grid)
+
+
+def fail(grid: Grid, job: str, reason: str = "boom") -> None:
+    """As if the last attempt at ``job`` had failed: its results are gone, its failure is recorded."""
+    made = fake_jobs(grid)[job]
+    for product in made.products:
+        clear_product(grid.folder, job, product)
+    write_text(grid.folder / made.log, f"error: {reason}\n")
+    write_failure(grid.folder, job, made.products, reason, str(grid.folder / made.log))
+
+
+def fake_jobs(grid: Grid) -> dict[str, Any]:
+    return make_jobs(grid, OUR_TRAINER)
+
+
+def stamp(grid: Grid) -> Results:
+    """Record every result that is there as made under its expected key, as `guardrail.study.run_job` does."""
+    jobs = fake_jobs(grid)
+    for job in jobs.values():
+        for product in job.products:
+            if all((grid.folder / name).exists() for name in product.files):
+                write_record(grid.folder, job.name, product, wall_sec=FAKE_SECONDS)
+    return Results(grid, jobs)
+
+
+def write_sources(study: Study) -> None:
+    """Rows for every source that has none yet."""
+    sources = [study.instruct, study.safety_pool]
+    sources += [part for task in study.tasks.values() for part in (task.train, task.utility)]
+    for source in sources:
+        if not Path(source.source).exists():
+            write_jsonl(source.source, [{"id": "a", "prompt": "Name a boat.", "response": "The Swan."}])
 
 
 def write_data(grid: Grid, folder: Path) -> None:
@@ -156,6 +196,7 @@ def write_data(grid: Grid, folder: Path) -> None:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, path)
+        write_json(path.parents[1] / "manifests" / f"train_{alignment.name}.json", {"n_rows": len(chosen)})
 
 
 def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> None:

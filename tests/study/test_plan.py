@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +10,15 @@ import pytest
 import yaml
 from toys import REPOSITORY
 
-from guardrail.core.files import write_json
-from guardrail.study.config import SUBSETS, Study, as_dict, load_study
+from guardrail.study.config import SUBSETS, Study, load_study
+from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
+from guardrail.study.jobs import job_states
+from guardrail.study.keys import STAGE_VERSIONS
 from guardrail.study.plan import make_plan, parameters, plan_stages, plan_text
+from guardrail.study.schedule import OUR_TRAINER, to_run, write_schedule
 
-from .fake_study import finish, study, write_data
+from .fake_study import FAKE_SECONDS, finish, study, write_data
 
 STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 
@@ -29,8 +30,8 @@ def test_a_new_study_reuses_nothing_and_counts_every_stage(tmp_path):
     stages = {row["stage"]: row for row in plan["stages"]}
     # 2 tasks x 3 subsets x 3 seeds; random is shared between tasks: (2 x 2 + 1) x 3 alignments; +1 base model.
     assert (plan["cells"], plan["alignments"]) == (18, 15)
-    assert stages["alignment"]["n_run"] == 15 and stages["fine-tuning"]["n_run"] == 18
-    assert stages["moderation"]["n_run"] == 15 + 18 + 1
+    assert stages["align"]["n_run"] == 15 and stages["fine_tune"]["n_run"] == 18
+    assert stages["harmfulness"]["n_run"] == 15 + 18 + 1
     # base: 2 tasks; high and low: their own task (12); random: both (3 x 2); cells: one each (18)
     assert stages["utility"]["n_total"] == 2 + 12 + 6 + 18
     assert plan["stages_to_reuse"] == 0
@@ -41,13 +42,11 @@ def test_finished_stages_are_reused_and_their_times_are_used(tmp_path):
     grid = Grid(study(tmp_path), tmp_path)
     write_data(grid, tmp_path)
     finish(grid, skip=("list__list_low_sim_20",))
-    for cell in grid.cells:
-        if cell.name != "list__list_low_sim_20":
-            write_json(grid.cell_folder(cell) / "run.json", {"run": {"wall_sec": 12.0}})
     stages = {stage.stage: stage for stage in plan_stages(grid)}
-    assert (stages["fine-tuning"].n_run, stages["fine-tuning"].n_reuse) == (3, 15)
-    assert stages["fine-tuning"].source == "measured on 15" and stages["fine-tuning"].seconds(4) == 36.0
-    assert stages["alignment"].n_run == 0
+    tuning = stages["fine_tune"]
+    assert (tuning.n_run, tuning.n_reuse) == (3, 15)
+    assert tuning.source == "measured on 15" and tuning.seconds(4) == 3 * FAKE_SECONDS
+    assert stages["align"].n_run == 0
 
 
 def test_assumed_gpu_time_shrinks_with_gpus_and_gpu_hours_do_not(tmp_path):
@@ -88,18 +87,20 @@ JUDGES = {"guard": {"model": "org/guard"}, "openai": {"model": "rubric", "base_u
 
 def dry_run(resolved: Study, tmp_path: Path) -> tuple[Grid, dict[str, int]]:
     """A dry run of the real workflow: the grid, and the number of jobs of each rule."""
-    config = write_json(tmp_path / resolved.name / "study_config.json", as_dict(resolved))
+    grid = Grid(resolved, tmp_path)
+    jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
+    schedule = write_schedule(grid, jobs, to_run(jobs, job_states(grid, jobs)), OUR_TRAINER, 1)
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--quiet", "rules"]
-    command += ["--nolock", "--cores", "1", "--config", f"study_config={config}", f"outputs={tmp_path}"]
+    command += ["--nolock", "--cores", "1", "--config", f"jobs={schedule}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    jobs = {}
+    found = {}
     for line in (done.stdout + done.stderr).splitlines():
         parts = line.split()
         if len(parts) == 2 and parts[1].isdigit():
-            jobs[parts[0]] = int(parts[1])
-    assert json.loads(config.read_text())["name"] == resolved.name
-    return Grid(resolved, tmp_path), jobs
+            found[parts[0]] = int(parts[1])
+    assert found.pop("total") == len(jobs) + 1
+    return grid, found
 
 
 @pytest.mark.slow
@@ -120,6 +121,6 @@ def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
 
 def test_slurm_profile_names_rules_of_the_workflow():
     profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
-    rules = set(re.findall(r"^\s*rule (\w+):", (REPOSITORY / "workflow/Snakefile").read_text(), flags=re.MULTILINE))
+    rules = {*STAGE_VERSIONS} - {"judge"}
     assert set(profile["set-resources"]) <= rules
     assert {"align", "fine_tune", "safety_answers", "representations"} <= set(profile["set-resources"])

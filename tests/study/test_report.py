@@ -29,10 +29,10 @@ from guardrail.study.properties import redact, training_split
 from guardrail.study.report.figures import loss_curves, style
 from guardrail.study.report.page import safe_json
 from guardrail.study.report.tables import Column, Table
-from guardrail.study.results import SAFETY_FILE, collect, judge_file
+from guardrail.study.results import SAFETY_FILE, Results, collect, judge_file
 from guardrail.study.tracking import log_summary, scalars
 
-from .fake_study import CATEGORIES, FIGURES, finish, finished_study, study, write_results
+from .fake_study import CATEGORIES, FIGURES, fail, finish, finished_study, stamp, study, write_results
 
 
 def test_statistics_by_hand(toy):
@@ -72,16 +72,16 @@ def test_statistics_by_hand(toy):
 
 def test_rows_are_joined_by_id_and_not_by_position(tmp_path):
     grid = Grid(study(tmp_path), tmp_path)
-    finish(grid)
+    results = finish(grid)
     read_answers.cache_clear()
-    arms = {(a.task, a.subset): a for a in read_arms(grid, set(grid.cells))}
+    arms = {(a.task, a.subset): a for a in read_arms(results, set(grid.cells))}
     before = pair(arms["list", "high"], arms["list", "low"])
     path = grid.cell_folder(grid.cells[0]) / SAFETY_FILE
     document = read_json(path)
     document["judgements"].reverse()
     write_json(path, document)
     read_answers.cache_clear()
-    arms = {(a.task, a.subset): a for a in read_arms(grid, set(grid.cells))}
+    arms = {(a.task, a.subset): a for a in read_arms(stamp(grid), set(grid.cells))}
     after = pair(arms["list", "high"], arms["list", "low"])
     assert np.array_equal(before["final"], after["final"])
 
@@ -94,7 +94,7 @@ def test_an_undecided_prompt_leaves_all_arms(tmp_path):
     document["judgements"][0]["harmful"] = None
     write_json(path, document)
     read_answers.cache_clear()
-    arm = read_arms(grid, set(grid.cells))[0]
+    arm = read_arms(stamp(grid), set(grid.cells))[0]
     values, prompts = stack([*arm.initial, *arm.final])
     assert "p0" not in prompts and values.shape == (6, 41, 2)
 
@@ -112,7 +112,8 @@ def test_a_further_judge_is_compared_and_may_be_missing(tmp_path, monkeypatch):
             document["summary"]["judge_error_percent"] = 2.5
             write_json(folder / judge_file("guard"), document)
     read_answers.cache_clear()
-    statistics = analyse(grid, collect(grid), [])["judges"]
+    results = stamp(grid)
+    statistics = analyse(results, collect(results), [])["judges"]
     guard, rubric = (statistics["with_moderation_model"][name] for name in ("guard", "openai"))
     assert guard["agreement_percent"] == 0 and guard["n_decided"] == guard["n_answers"] * 41 // 42
     assert guard["kappa"] < 0
@@ -121,7 +122,7 @@ def test_a_further_judge_is_compared_and_may_be_missing(tmp_path, monkeypatch):
         changes = row["change_points"]
         assert "openai" not in changes and np.sign(changes["guard"]) == -np.sign(changes["harmful"])
         assert row["depends_on_judge"] is True
-    cell = collect(grid)["cells"][0]
+    cell = collect(results)["cells"][0]
     assert cell["status"] == "done" and cell["final"]["judges"]["guard"]["judge_error_percent"] == 2.5
     assert "rubric.json" in cell["final"]["judges"]["openai"]["missing"]
 
@@ -148,17 +149,8 @@ def test_a_failed_cell_is_visible_and_the_others_keep_their_numbers(tmp_path, mo
     write_results(monkeypatch, grid, config)
     whole = {(a["task"], a["subset"]): a for a in read_json(grid.folder / "study.json")["statistics"]["arms"]}
     for seed in (1, 2, 3):  # every seed of one arm, and one seed of another
-        (grid.folder / f"cells/list__list_low_sim_20/seed{seed}" / SAFETY_FILE).unlink()
-    (grid.folder / "cells/list__random_sim_20/seed2" / SAFETY_FILE).unlink()
-    log = grid.folder / "cells/list__random_sim_20/seed2/evaluation/safety/moderate.log"
-    log.write_text("boom")
-    (log.parent / "results.json").write_text("{}")
-    for folder in ("aligned/random_sim_20/seed2", "cells/list__random_sim_20/seed2"):
-        (grid.folder / folder / "evaluation/safety/results.json").write_text("{}")
-    for name in ("list_low_sim_20", "random_sim_20"):
-        for seed in (1, 2, 3):
-            split = grid.folder / f"data/seed{seed}/data/train_{name}-00000-of-00001.parquet"
-            assert split.is_file()
+        fail(grid, f"harmfulness.cells.list__list_low_sim_20.seed{seed}")
+    fail(grid, "harmfulness.cells.list__random_sim_20.seed2")
     assert write_results(monkeypatch, grid, config)["n_failed"] == 4
     result = read_json(grid.folder / "study.json")
     arms = {(a["task"], a["subset"]): a for a in result["statistics"]["arms"]}
@@ -187,7 +179,7 @@ def test_a_study_in_which_everything_failed_still_has_a_report(tmp_path, monkeyp
     result = write_results(monkeypatch, grid, config)
     assert result["n_failed"] == len(grid.cells) + 1
     text = Path(result["report"]).read_text()
-    assert "cannot be compared" in text and text.count("FAILED") == 1 + 2 * 3  # base and six arms
+    assert "cannot be compared" in text and text.count("MISSING") == 1 + 2 * 3  # base and six arms
 
 
 def test_the_first_screen_says_what_study_json_says(toy):
@@ -218,10 +210,10 @@ def test_the_first_screen_says_what_study_json_says(toy):
 def test_cells_that_are_not_done_are_a_word_everywhere_and_never_a_number(tmp_path, monkeypatch, status):
     """Results of another state lie on disk for all of them; what `collect` does not accept is not shown."""
     grid, config = finished_study(tmp_path)
-    finished = collect(grid)
+    finished = collect(stamp(grid))
 
-    def collected(_: Grid) -> dict:
-        result = collect(grid)
+    def collected(results: Results) -> dict:
+        result = collect(results)
         for number, cell in enumerate(grid.cells):
             if (cell.task, cell.subset) == ("list", "low") or (cell.subset, cell.seed) == ("random", 2):
                 kept = ("task", "subset", "subset_size", "seed", "alignment")
@@ -247,7 +239,7 @@ def test_cells_that_are_not_done_are_a_word_everywhere_and_never_a_number(tmp_pa
     assert f"1 of 3 seeds {status}" in (grid.folder / "tables/arms.md").read_text()
     old = finished["cells"][grid.cells.index(next(c for c in grid.cells if (c.task, c.subset) == ("list", "low")))]
     assert str(old["checkpoint"]) not in (grid.folder / "study.json").read_text()
-    curves = loss_curves(grid, result["cells"])
+    curves = loss_curves(stamp(grid), result["cells"])
     assert not [c for c in curves if (c["stage"], c["task"], c["subset"]) == ("fine-tuning", "list", "low")]
 
 
@@ -266,6 +258,7 @@ def test_instructions_with_the_ids_of_pool_rows_are_no_safety_rows(tmp_path, mon
         safety = [{**row, "id": row["id"] + "#safety" * (row["id"] in clashing)} for row in rows]
         mixed = [{**rows[0], "id": name} for name in clashing] + safety
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(mixed), path)
+    stamp(grid)
     write_results(monkeypatch, grid, config)
     after = {(s["task"], s["subset"]): s for s in read_json(grid.folder / "study.json")["subsets"]}
     assert after == before
@@ -297,7 +290,8 @@ def test_a_loss_file_may_hold_the_line_separators_of_unicode(tmp_path):
     finish(grid)
     path = grid.cell_folder(grid.cells[0]) / "losses.jsonl"
     path.write_text('{"step": 1, "loss": 2.0, "note": "a\u2028b\u0085c"}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
-    curves = loss_curves(grid, collect(grid)["cells"])
+    results = stamp(grid)
+    curves = loss_curves(results, collect(results)["cells"])
     assert [c["loss"] for c in curves if (c["stage"], c["task"]) == ("fine-tuning", "list")] == [[2.0, 1.0]]
 
 

@@ -21,7 +21,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.report.tables import harmfulness_table
 from guardrail.study.results import SAFETY_FILE, collect
 
-from .fake_study import finish, settings
+from .fake_study import fail, finish, settings, stamp
 
 
 def study(**changes) -> StudyConfig:
@@ -87,7 +87,7 @@ def test_delta_is_final_minus_initial_of_the_same_cell(tmp_path):
     overwrite_score(grid.folder / "aligned/random_sim_2/seed1", 10.0)
     overwrite_score(grid.folder / "cells/pure_bad__random_sim_2/seed1", 80.0)
     overwrite_score(grid.base_folder, 10.0)
-    result = collect(grid)
+    result = collect(stamp(grid))
     cells = {(c["task"], c["subset"]): c for c in result["cells"]}
     assert cells["list", "high"]["delta_points"] == 18.5
     assert cells["pure_bad", "random"]["delta_points"] == 70.0
@@ -99,10 +99,11 @@ def test_delta_is_final_minus_initial_of_the_same_cell(tmp_path):
 def test_a_missing_result_is_a_failed_cell_and_never_a_number(tmp_path):
     grid = Grid(study(), tmp_path)
     finish(grid, skip=("list__list_low_sim_2",))
-    result = collect(grid)
+    fail(grid, "fine_tune.list__list_low_sim_2.seed1", "no memory")
+    result = collect(stamp(grid))
     failed = [c for c in result["cells"] if c["status"] == "failed"]
     assert [(c["task"], c["subset"]) for c in failed] == [("list", "low")]
-    assert "beaver-dam.json" in failed[0]["reason"] and "final" not in failed[0]
+    assert "no memory" in failed[0]["reason"] and "final" not in failed[0]
     line = next(line for line in harmfulness_table(result).markdown().splitlines() if "FAILED" in line)
     assert not any(character.isdigit() for character in line.split("FAILED")[1])
     row = next(r for r in csv.DictReader(io.StringIO(harmfulness_table(result).csv())) if r["status"] == "failed")
@@ -113,7 +114,7 @@ def test_half_written_content_is_a_failed_cell(tmp_path):
     grid = Grid(study(), tmp_path)
     finish(grid)
     write_json(grid.cell_folder(grid.cells[0]) / SAFETY_FILE, {"summary": {"n": 3}})
-    cell = collect(grid)["cells"][0]
+    cell = collect(stamp(grid))["cells"][0]
     assert cell["status"] == "failed" and "harmfulness_score_percent" in cell["reason"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
-from guardrail.study.grid import Grid
+from guardrail.study.results import Results
 
 INITIAL, FINAL = "#0072B2", "#D55E00"
 STYLES = {  # subset -> colour, marker, line style
@@ -223,11 +223,12 @@ def learning_curves(plt: Any, curves: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def loss_curves(grid: Grid, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def loss_curves(results: Results, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Training losses of the finished ``cells`` (as in `study.json`) and their alignments, as means of up to 120 parts.
 
     A cell that is not done has no curve: its losses may belong to other settings.
     """
+    grid = results.grid
     done = [cell for cell, row in zip(grid.cells, cells, strict=True) if row["status"] == "done"]
     alignments = dict.fromkeys(cell.alignment for cell in done)
     jobs = [("alignment", a.subset, a.task, a.seed, grid.aligned_folder(a)) for a in alignments]
@@ -235,7 +236,7 @@ def loss_curves(grid: Grid, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
     curves = []
     for stage, subset, task, seed, folder in jobs:
         path = folder / "losses.jsonl"
-        rows = [row for _, row in read_jsonl(path)] if path.is_file() else []
+        rows = [row for _, row in read_jsonl(path)] if results.done(path) else []
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
         if not losses:
             continue

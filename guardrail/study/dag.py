@@ -1,0 +1,43 @@
+"""Every job of a study with its key, known before anything runs.
+
+    jobs = make_jobs(grid, trainer="guardrail.training.sft", ranks=4)
+
+Nothing is run or loaded here: contents of sources and models are hashed, everything else is arithmetic.
+"""
+
+from __future__ import annotations
+
+from guardrail.study.config import TASK_SUBSETS
+from guardrail.study.evaluation_jobs import evaluate
+from guardrail.study.grid import Grid
+from guardrail.study.jobs import Job, JobMaker
+from guardrail.study.training_jobs import align, aligned_name, fine_tune, mix, representations, select, tuned_name
+
+
+def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False) -> dict[str, Job]:
+    """Every job of the study by name, each after the jobs that it needs.
+
+    Args:
+        trainer: the SFT module that training jobs launch; its numbers are its own, so it is part of their keys.
+        ranks: processes of a training job.
+        missing_ok: sources may be missing (for a plan); what reads them is not done then.
+
+    Raises ``UserError`` for a missing source or split.
+    """
+    study, maker = grid.study, JobMaker(grid, trainer, ranks, missing_ok)
+    for name in ("safety_pool", *study.tasks) if maker.selected else ():
+        representations(maker, name)
+    for task, size in sorted({(c.task, c.size) for c in grid.cells if c.subset in TASK_SUBSETS}):
+        select(maker, task, size)
+    for alignment in grid.alignments:
+        mix(maker, alignment)
+        align(maker, alignment)
+    for cell in grid.cells:
+        fine_tune(maker, cell)
+    evaluate(maker, "base", None, sorted(study.tasks))
+    for alignment in grid.alignments:
+        tasks = sorted({cell.task for cell in grid.cells if cell.alignment == alignment})
+        evaluate(maker, f"aligned/{alignment.name}/seed{alignment.seed}", aligned_name(alignment), tasks)
+    for cell in grid.cells:
+        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task])
+    return maker.jobs

@@ -1,0 +1,187 @@
+"""The jobs that evaluate one checkpoint: safety answers, their judges, over-refusal, utility."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guardrail.data.prompts import eval_template_fingerprint
+from guardrail.evaluation.judges.beaver_dam import BeaverDam
+from guardrail.evaluation.safety.evaluate import SafetyConfig
+from guardrail.evaluation.utility.evaluate import UtilityConfig
+from guardrail.study import keys
+from guardrail.study.config import Source
+from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, judge_file, utility_file
+from guardrail.study.jobs import JobMaker
+from guardrail.study.keys import Key, deciding, make_key
+
+EVAL_TEMPLATE = "plain"
+GENERATION_SEED = 0
+
+
+def as_variables(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the variables of the evaluation scripts."""
+    return {"DTYPE" if name == "torch_dtype" else name.upper(): value for name, value in options.items()}
+
+
+def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]) -> None:
+    """Every evaluation of one checkpoint; ``trained`` is the job that makes it, None for the base model."""
+    study, evaluation = maker.study, maker.study.evaluation
+    short = folder.replace("/", ".")
+    model = study.models.base if trained is None else maker.path(folder)
+    inputs = {"model": maker.model(study.models.base)} if trained is None else {}
+    needs = {} if trained is None else {"model": maker.key_of(trained)}
+    upstream = [] if trained is None else [trained]
+    decoding: dict[str, Any] = {
+        "max_new_tokens": evaluation.max_new_tokens,
+        "do_sample": evaluation.do_sample,
+        "samples_per_prompt": evaluation.samples_per_prompt,
+        "seed": GENERATION_SEED,
+        "torch_dtype": study.dtype,
+        "prompt_style": study.prompt_style,
+        "eval_template": EVAL_TEMPLATE,
+    }
+    texts = {"style": maker.style, "eval_template": eval_template_fingerprint(EVAL_TEMPLATE)}
+    limit = ["--limit", str(evaluation.limit)] if evaluation.limit else []
+    variables = {"MODEL": model, **as_variables(decoding)}
+
+    def answers(stage: str, bench: str, data: str | None, results: str, more: dict[str, Any], files: tuple) -> None:
+        config = SafetyConfig(
+            model_family=study.prompt_style,
+            model_name_or_path="",
+            save_path="",
+            safety_bench=bench,
+            limit=evaluation.limit,
+            **decoding,
+        )
+        options = {**deciding(config), **{name.lower(): value for name, value in more.items()}}
+        found = {**inputs, **texts, "bench": keys.bench_hash(bench, data)}
+        place = {"BENCH": bench, "BENCH_DATA": data, "SAVE_PATH": maker.path(folder, results)}
+        maker.add(
+            f"{stage}.{short}",
+            stage,
+            f"{stage.replace('_', ' ').replace('over refusal', 'over-refusal')}: {folder}",
+            ["scripts/eval_safety.sh", *limit],
+            {**variables, **place, **more},
+            {"answers": (make_key(stage, options, found, needs), files)},
+            upstream,
+            f"{folder}/{results}/generate.log",
+        )
+
+    safety = f"{folder}/evaluation/safety"
+    answers(
+        "safety_answers",
+        evaluation.safety_bench,
+        evaluation.safety_bench_data,
+        "evaluation/safety",
+        {"EVALUATOR": "none"},
+        (f"{safety}/results.json",),
+    )
+    judges(maker, folder, short, safety)
+    if evaluation.over_refusal_bench:
+        file = Path(OVER_REFUSAL_FILE)
+        answers(
+            "over_refusal",
+            evaluation.over_refusal_bench,
+            evaluation.over_refusal_bench_data,
+            str(file.parent),
+            {"EVALUATOR": "key_word"},
+            (f"{folder}/{file.parent}/results.json", f"{folder}/{file}"),
+        )
+    for task in tasks:
+        utility(maker, folder, short, task, model, inputs, needs, upstream)
+
+
+def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
+    study, evaluation = maker.study, maker.study.evaluation
+    answers = f"safety_answers.{short}"
+    needs = {"answers": maker.key_of(answers)}
+    moderation = BeaverDam(max_length=evaluation.moderation_max_length, threshold=evaluation.threshold)
+    options = deciding(moderation, "moderation_model")
+    key = make_key("harmfulness", options, {"model": maker.model(study.models.moderation)}, needs)
+    maker.add(
+        f"harmfulness.{short}",
+        "harmfulness",
+        f"harmfulness: {folder}",
+        ["scripts/moderate.sh"],
+        {
+            "DATA_PATH": str(maker.grid.folder / safety),
+            "MODERATION_MODEL": study.models.moderation,
+            "MAX_LENGTH": evaluation.moderation_max_length,
+            "THRESHOLD": evaluation.threshold,
+            "FIGURE": False,
+        },
+        {"judgements": (key, (f"{folder}/{SAFETY_FILE}",))},
+        [answers],
+        f"{safety}/moderate.log",
+    )
+    for name, judge in evaluation.judges.items():
+        local = name == "guard" and judge.backend != "openai"
+        key = make_key(
+            f"judge_{name}",
+            {"model": None if local else judge.model, "backend": judge.backend, "base_url": judge.base_url},
+            {"model": maker.model(judge.model)} if local else {},
+            needs,
+        )
+        maker.add(
+            f"judge_{name}.{short}",
+            f"judge_{name}",
+            f"judge {name}: {folder}",
+            ["scripts/judge.sh"],
+            {
+                "DATA_PATH": str(maker.grid.folder / safety),
+                "JUDGE": name,
+                "JUDGE_MODEL": judge.model,
+                "JUDGE_BACKEND": judge.backend,
+                "JUDGE_BASE_URL": judge.base_url,
+            },
+            {"judgements": (key, (f"{folder}/{judge_file(name)}",))},
+            [answers],
+            f"{safety}/{name}.log",
+        )
+
+
+def utility(
+    maker: JobMaker,
+    folder: str,
+    short: str,
+    task: str,
+    model: str,
+    inputs: dict[str, str],
+    needs: dict[str, Key],
+    upstream: list[str],
+) -> None:
+    study, utility = maker.study, maker.study.tasks[task].utility
+    settings: dict[str, Any] = {
+        "evaluator": utility.evaluator,
+        "max_new_tokens": utility.max_new_tokens,
+        "heldout_loss": True,
+        "torch_dtype": study.dtype,
+        "prompt_style": study.prompt_style,
+    }
+    config = UtilityConfig(
+        model_family=study.prompt_style,
+        model_name_or_path="",
+        save_path="utility.json",
+        dataset=utility.source,
+        **settings,
+    )
+    options = deciding(config, "dataset", "split")
+    found = {**inputs, "rows": maker.source(Source(utility.source, utility.split)), "style": maker.style}
+    file = f"{folder}/{utility_file(task)}"
+    maker.add(
+        f"utility.{short}.{task}",
+        "utility",
+        f"utility on {task}: {folder}",
+        ["scripts/eval_utility.sh"],
+        {
+            "MODEL": model,
+            "DATASET": utility.source,
+            "SPLIT": utility.split,
+            "SAVE_PATH": str(maker.grid.folder / file),
+            **as_variables(settings),
+        },
+        {"utility": (make_key("utility", options, found, needs), (file,))},
+        upstream,
+        f"{folder}/evaluation/utility/{task}.log",
+    )

@@ -1,0 +1,112 @@
+"""One job of a study, and what is asked of many: which script with which variables, what it makes, what it needs.
+
+A job is one process of one script in `scripts/`; a product is what it makes under one key (a selection job makes one
+per subset). All jobs of a study: `guardrail.study.dag.make_jobs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guardrail.core.errors import UserError
+from guardrail.study import keys
+from guardrail.study.config import TASK_SUBSETS, Source
+from guardrail.study.grid import Grid
+from guardrail.study.keys import Key
+from guardrail.study.records import Product, State, product_state
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of one stage.
+
+    ``command`` and ``variables`` are the script with its arguments and its whole set of settings; ``needs`` names the
+    jobs whose files it reads; ``log`` is relative to the study's folder, as are the files of ``products``.
+    """
+
+    name: str
+    stage: str
+    title: str
+    command: tuple[str, ...]
+    variables: dict[str, str]
+    products: tuple[Product, ...]
+    needs: tuple[str, ...]
+    log: str
+
+    def product(self, name: str | None = None) -> Product:
+        """The product of that name; without a name the only one."""
+        return next(p for p in self.products if name is None or p.name == name)
+
+
+class JobMaker:
+    """Collects the jobs of a study in the order in which they can run; hashes every source and model once."""
+
+    def __init__(self, grid: Grid, trainer: str, ranks: int, missing_ok: bool) -> None:
+        self.grid, self.study, self.trainer, self.ranks = grid, grid.study, trainer, ranks
+        self.missing_ok = missing_ok
+        self.jobs: dict[str, Job] = {}
+        self.style = keys.style_hash(self.study.prompt_style)
+        self.sources: dict[Source, str] = {}
+        self.models: dict[str, str] = {}
+        # One job selects all subsets of a task and size that the study uses: the pool is scored once.
+        self.selected = [subset for subset in self.study.subsets if subset in TASK_SUBSETS]
+
+    def source(self, source: Source) -> str:
+        if source not in self.sources:
+            try:
+                self.sources[source] = keys.source_hash(source.source, source.split)
+            except UserError:
+                if not self.missing_ok:
+                    raise
+                self.sources[source] = keys.UNKNOWN
+        return self.sources[source]
+
+    def model(self, name: str) -> str:
+        if name not in self.models:
+            self.models[name] = keys.model_hash(name)
+        return self.models[name]
+
+    def path(self, *parts: str) -> str:
+        return str(self.grid.folder.joinpath(*parts))
+
+    def add(
+        self,
+        name: str,
+        stage: str,
+        title: str,
+        command: list[str],
+        variables: dict[str, Any],
+        products: Mapping[str, tuple[Key, tuple[str, ...]]],
+        needs: list[str],
+        log: str,
+    ) -> None:
+        made = tuple(Product(product, key, files) for product, (key, files) in products.items())
+        texts = {key: "" if value is None else str(value) for key, value in variables.items()}
+        self.jobs[name] = Job(name, stage, title, tuple(command), texts, made, tuple(dict.fromkeys(needs)), log)
+
+    def key_of(self, job: str, product: str | None = None) -> Key:
+        return self.jobs[job].product(product).key
+
+
+def jobs_behind(jobs: dict[str, Job], targets: list[str]) -> list[str]:
+    """``targets`` and everything that they need, upstream first."""
+    seen: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        for need in jobs[name].needs:
+            visit(need)
+        seen[name] = None
+
+    for target in targets:
+        visit(target)
+    return list(seen)
+
+
+def job_states(grid: Grid, jobs: dict[str, Job]) -> dict[str, dict[str, State]]:
+    """Job -> product -> state."""
+    return {
+        name: {product.name: product_state(grid.folder, name, product) for product in job.products}
+        for name, job in jobs.items()
+    }

@@ -1,0 +1,124 @@
+"""Is a job done? Decided here and nowhere else: its record has the expected key and its files are those of the record.
+
+`outputs/<study>/records/<job>/<product>.json` is written last: the key, everything in it, and the hash and state of
+every file. A record with another key, or whose files were changed since, is stale: nothing reads its numbers, and the
+job runs again. A failed attempt leaves `failed.json` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.content import content_hash, file_state, files_of
+from guardrail.core.errors import UserError
+from guardrail.core.files import read_json, write_json
+from guardrail.core.provenance import git_state, library_versions
+from guardrail.study.keys import Key, differences
+
+FOLDER = "records"
+FAILED = "failed.json"
+
+
+@dataclass(frozen=True)
+class Product:
+    """Files that one job makes and that have one key. ``files`` are files or folders, relative to the study."""
+
+    name: str
+    key: Key
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """``status``: done, stale, missing or failed; ``reason`` says why it is not done; ``log`` of a failed attempt."""
+
+    status: str
+    reason: str = ""
+    log: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+
+def record_file(root: Path, job: str, product: str) -> Path:
+    return root / FOLDER / job / f"{product}.json"
+
+
+def product_state(root: Path, job: str, product: Product) -> State:
+    """The state of one product; reads a file only when its size or times differ from the record's."""
+    failed = _read(root / FOLDER / job / FAILED)
+    if failed is not None and failed.get("keys", {}).get(product.name) == product.key.value:
+        return State("failed", failed["reason"], failed["log"])
+    record = _read(record_file(root, job, product.name))
+    if record is None:
+        return State("missing", "has not run")
+    if not product.key.complete:
+        return State("stale", "an input is not there yet")
+    if record.get("key") != product.key.value:
+        return State("stale", "; ".join(differences(record.get("parts", {}), product.key.parts)) or "another key")
+    present = {os.path.relpath(file, root): file for name in product.files for file in files_of(root / name)}
+    known: dict[str, Any] = record["files"]
+    for name, fact in known.items():
+        file = present.get(name)
+        if file is None:
+            return State("stale", f"{name} is gone")
+        if file_state(file) != fact["state"] and content_hash(file) != fact["hash"]:
+            return State("stale", f"{name} was changed")
+    return State("done")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = read_json(path) if path.is_file() else None
+    except UserError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_record(root: Path, job: str, product: Product, **facts: Any) -> None:
+    """Record a finished product: key, contents of the key, hash and state of every file, and ``facts``."""
+    files = [file for name in product.files for file in files_of(root / name)]
+    for name in product.files:
+        if not files_of(root / name):
+            raise UserError(f"{job} ended without an error but left no {name}")
+    content = {
+        "job": job,
+        "product": product.name,
+        "key": product.key.value,
+        "parts": product.key.parts,
+        "files": {os.path.relpath(f, root): {"hash": content_hash(f), "state": file_state(f)} for f in files},
+        **facts,
+        "git": git_state(),
+        "versions": library_versions(),
+    }
+    write_json(record_file(root, job, product.name), content)
+
+
+def write_failure(root: Path, job: str, products: tuple[Product, ...], reason: str, log: str) -> None:
+    """Record a failed attempt at exactly these keys."""
+    keys = {product.name: product.key.value for product in products}
+    write_json(root / FOLDER / job / FAILED, {"job": job, "keys": keys, "reason": reason, "log": log})
+
+
+def clear_failure(root: Path, job: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (root / FOLDER / job / FAILED).unlink()
+
+
+def clear_product(root: Path, job: str, product: Product) -> None:
+    """Take away the record, then the files: in this order, so that no half-deleted result ever looks done."""
+    with contextlib.suppress(FileNotFoundError):
+        record_file(root, job, product.name).unlink()
+    for name in product.files:
+        path = root / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()

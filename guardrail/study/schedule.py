@@ -1,0 +1,172 @@
+"""Which jobs of a study have to run, and why: written down once, for the scheduler and for the tables.
+
+    python -m guardrail.study.schedule outputs/quickstart/study_config.json
+
+Writes `outputs/<study>/jobs.json`: every job with its keys, and the list to run. A job runs if and only if one of its
+products is not done (`guardrail.study.records`). The sandbox's models are made first where they are missing: what a
+study reads from outside is part of its keys, so it has to be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.cli import Parser, log, positive_int, run
+from guardrail.core.files import read_json, write_json
+from guardrail.core.places import SANDBOX_DATA
+from guardrail.study.config import Study, build
+from guardrail.study.dag import make_jobs
+from guardrail.study.grid import Grid
+from guardrail.study.jobs import Job, job_states
+from guardrail.study.keys import Key
+from guardrail.study.records import Product, State
+
+JOBS_FILE = "jobs.json"
+MARKERS = ".run"
+OUR_TRAINER = "guardrail.training.sft"
+ALIGN_ANYTHING_TRAINER = "align_anything.trainers.text_to_text.sft"
+N_REASONS = 12
+
+
+def choose_trainer() -> str:
+    """The trainer that scripts/setup.sh would choose: `SFT_MODULE`, align-anything's when it is there, else ours."""
+    if named := os.environ.get("SFT_MODULE"):
+        return named
+    return ALIGN_ANYTHING_TRAINER if importlib.util.find_spec("align_anything") is not None else OUR_TRAINER
+
+
+def to_run(jobs: dict[str, Job], states: dict[str, dict[str, State]]) -> list[str]:
+    """Jobs with a product that is not done, in order."""
+    return [name for name in jobs if not all(state.done for state in states[name].values())]
+
+
+def all_ranks(ranks: int) -> int:
+    """Processes of a training job: ``ranks`` of this node, or the slots of all nodes in ``HOSTFILE``."""
+    hostfile = os.environ.get("HOSTFILE")
+    if not hostfile:
+        return ranks
+    slots = re.findall(r"^[^#\n]*\bslots=(\d+)", Path(hostfile).read_text(encoding="utf-8"), re.MULTILINE)
+    return sum(map(int, slots)) or ranks
+
+
+def recorded_setup(grid: Grid) -> tuple[str, int]:
+    """Trainer and ranks of the last schedule of this study; this machine's without one."""
+    path = grid.folder / JOBS_FILE
+    if not path.is_file():
+        return choose_trainer(), 1
+    content = read_json(path)
+    return content["trainer"], content["ranks"]
+
+
+def write_schedule(
+    grid: Grid, jobs: dict[str, Job], run_names: list[str], trainer: str = OUR_TRAINER, ranks: int = 1
+) -> Path:
+    """Write `jobs.json`, and clear the scheduler's markers of an earlier run."""
+    shutil.rmtree(grid.folder / MARKERS, ignore_errors=True)
+    content = {
+        "study": grid.study.name,
+        "root": str(grid.folder),
+        "trainer": trainer,
+        "ranks": ranks,
+        "jobs": [dataclasses.asdict(job) for job in jobs.values()],
+        "run": run_names,
+    }
+    path = grid.folder / JOBS_FILE
+    if not path.is_file() or read_json(path) != _plain(content):
+        write_json(path, content)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read_schedule(path: Path) -> tuple[Path, dict[str, Job], list[str]]:
+    """The study's folder, its jobs and the names of those that run."""
+    content = read_json(path)
+    jobs = {}
+    for raw in content["jobs"]:
+        products = tuple(
+            Product(p["name"], Key(p["key"]["value"], p["key"]["parts"]), tuple(p["files"])) for p in raw["products"]
+        )
+        parts = {"command": tuple(raw["command"]), "products": products, "needs": tuple(raw["needs"])}
+        jobs[raw["name"]] = Job(**{**raw, **parts})
+    return Path(content["root"]), jobs, content["run"]
+
+
+def reasons(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str]) -> list[str]:
+    """One line per job that runs: its stage, its name and why. Follow-ups of a changed job are only counted."""
+    lines = []
+    for name in names:
+        state = next(state for state in states[name].values() if not state.done)
+        upstream = {f"needs.{need}" for need in _needs(jobs[name])}
+        if state.status == "stale" and set(state.reason.split("; ")) <= upstream:
+            continue
+        lines.append(f"{jobs[name].title}  ({state.status}: {state.reason})")
+    return lines
+
+
+def _needs(job: Job) -> list[str]:
+    return [need for product in job.products for need in product.key.parts["needs"]]
+
+
+def show(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str], limit: int | None) -> None:
+    """The plan on stderr: how many of each stage, and the reasons."""
+    stages = Counter(jobs[name].stage for name in names)
+    log(f"{len(jobs) - len(names)} of {len(jobs)} jobs are done, {len(names)} to run")
+    for stage, count in stages.items():
+        log(f"  {count:>5}  {stage}")
+    statuses = {state.status for name in names for state in states[name].values()}
+    if statuses - {"missing", "done"}:
+        lines = reasons(jobs, states, names)
+        for line in lines[:limit]:
+            log(f"  {line}")
+        if limit is not None and len(lines) > limit:
+            log(f"  ... and {len(lines) - limit} more")
+
+
+def dry_run(grid: Grid, ranks: int) -> dict[str, Any]:
+    """Print the jobs that would run and why; nothing is written, made or loaded."""
+    jobs = make_jobs(grid, choose_trainer(), all_ranks(ranks))
+    states = job_states(grid, jobs)
+    names = to_run(jobs, states)
+    show(jobs, states, names, None)
+    return {"n_jobs": len(jobs), "n_run": len(names), "run": names}
+
+
+def make_sandbox_models(study: Study) -> None:
+    """Train the sandbox's models where they are missing or older than their data; seconds when nothing is to do."""
+    from guardrail.sandbox.models import train_models
+
+    train_models(Path(study.models.base).parent, SANDBOX_DATA, 0, None)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = Parser(prog="guardrail.study.schedule", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
+    parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job")
+    args = parser.parse_args(argv)
+    grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
+    if grid.study.sandbox:
+        make_sandbox_models(grid.study)
+    trainer, ranks = choose_trainer(), all_ranks(args.ranks)
+    jobs = make_jobs(grid, trainer, ranks)
+    states = job_states(grid, jobs)
+    names = to_run(jobs, states)
+    show(jobs, states, names, N_REASONS)
+    path = write_schedule(grid, jobs, names, trainer, ranks)
+    return {"jobs": str(path), "n_jobs": len(jobs), "n_run": len(names)}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,246 @@
+"""The jobs that make checkpoints: representations, selection, mixing, alignment, fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from guardrail.data.mix import MixConfig
+from guardrail.similarity.representations.options import ExtractionConfig
+from guardrail.similarity.selection.options import SelectionConfig, file_stem
+from guardrail.similarity.selection.options import needs as selector_needs
+from guardrail.study.config import Training
+from guardrail.study.grid import Alignment, Cell, sizeless
+from guardrail.study.jobs import JobMaker
+from guardrail.study.keys import deciding, make_key
+from guardrail.training.config import SFTConfig
+
+TRAIN_TEMPLATE = "UltraChat"  # the formatter of scripts/sft*.sh
+
+
+def training_variables(training: Training) -> dict[str, Any]:
+    """A `Training` block as the variables of scripts/sft.sh."""
+    return {
+        "EPOCHS": training.epochs,
+        "LEARNING_RATE": training.learning_rate,
+        "BATCH_SIZE": training.per_device_train_batch_size,
+        "ACCUMULATION": training.gradient_accumulation_steps,
+        "MAX_LENGTH": training.model_max_length,
+        "DS_CONFIG": training.ds_cfgs,
+        "BF16": training.bf16,
+        "GRADIENT_CHECKPOINTING": training.gradient_checkpointing,
+    }
+
+
+def representations(maker: JobMaker, name: str) -> None:
+    study = maker.study
+    rows = study.safety_pool if name == "safety_pool" else study.tasks[name].train
+    store = f"similarity/{name}/reps/extraction"
+    key = make_key(
+        "representations",
+        deciding(
+            ExtractionConfig(
+                dataset_folder="",
+                model_id="extraction",
+                model_name_or_path="",
+                prompt_style=study.prompt_style,
+                torch_dtype=study.dtype,
+            )
+        ),
+        {"rows": maker.source(rows), "model": maker.model(study.models.extraction), "style": maker.style},
+        {},
+    )
+    maker.add(
+        f"representations.{name}",
+        "representations",
+        f"representations: {name}",
+        ["scripts/get_representation.sh"],
+        {
+            "DATASET_FOLDER": maker.path("similarity", name),
+            "DATASET_DATA": rows.source,
+            "SPLIT": rows.split,
+            "MODEL_ID": "extraction",
+            "MODEL": study.models.extraction,
+            "PROMPT_STYLE": study.prompt_style,
+            "DTYPE": study.dtype,
+        },
+        {"store": (key, (store,))},
+        [],
+        f"logs/representations_{name}.log",
+    )
+
+
+def select(maker: JobMaker, task: str, size: int) -> None:
+    study, name = maker.study, f"select.{task}_{size}"
+    pool, anchors = "representations.safety_pool", f"representations.{task}"
+    train = study.tasks[task].train
+    folder = f"similarity/{task}/selection_{size}"
+    products, flags = {}, []
+    for subset in maker.selected:
+        inputs = {"pool": maker.source(study.safety_pool)}
+        if "anchor_data" in selector_needs(subset):
+            inputs["task"] = maker.source(train)
+            flags = [f"--anchoring_dataset_dir={train.source}"]
+            flags += [f"--anchoring_split={train.split}"] if train.split else []
+        config = SelectionConfig(
+            dataset_folder="", dataset_dir="", selector=(subset,), select_n=size, avg_n=1, merge="score"
+        )
+        options = deciding(config, "split", "anchoring_split")
+        needs = {"pool": maker.key_of(pool), "anchors": maker.key_of(anchors)}
+        stem = f"{folder}/{file_stem(subset, size)}"
+        files = (f"{stem}.jsonl", f"{stem}_scores.npy", f"{stem}_indices.npy")
+        products[subset] = (make_key("select", options, inputs, needs), files)
+    maker.add(
+        name,
+        "select",
+        f"select subsets of {size} rows: {task}",
+        ["scripts/select_subset.sh", *flags],
+        {
+            "DATASET_FOLDER": maker.path("similarity", task),
+            "NAME": f"selection_{size}",
+            "SIZE": size,
+            "POOL": study.safety_pool.source,
+            "POOL_SPLIT": study.safety_pool.split,
+            "POOL_REPS": maker.path("similarity/safety_pool/reps/extraction"),
+            "ANCHOR_REPS": maker.path("similarity", task, "reps/extraction"),
+            "SELECTOR": ",".join(maker.selected),
+            "AVG_N": 1,
+            "MERGE": "score",
+            "SEED": SelectionConfig.seed,
+        },
+        products,
+        [pool, anchors],
+        f"logs/select_{task}_{size}.log",
+    )
+
+
+def mix(maker: JobMaker, alignment: Alignment) -> None:
+    """Instructions and the subset; a selected file holds exactly the subset, other subsets are drawn here."""
+    study, name = maker.study, mixed_name(alignment)
+    split, out = f"train_{alignment.name}", f"data/seed{alignment.seed}"
+    sim = "high" if alignment.task else alignment.subset
+    size = None if sizeless(alignment.subset) else alignment.size
+    flags: dict[str, Any] = {"sim": sim, "size": size, "seed": alignment.seed, "instruct_size": study.instruct_size}
+    flags |= {"task": alignment.task or "any", "instruct_split": study.instruct.split, "split": split}
+    options = deciding(MixConfig(instruct="", safety="", out="", **flags), "instruct_split", "safety_split")
+    flags |= {"instruct": study.instruct.source, "out": maker.path(out)}
+    inputs, needs, upstream = {"instruct": maker.source(study.instruct)}, {}, []
+    if alignment.task is None:
+        flags |= {"safety": study.safety_pool.source, "safety_split": study.safety_pool.split}
+        if alignment.subset != "none":  # which takes no row of it
+            inputs["safety"] = maker.source(study.safety_pool)
+    else:
+        upstream = [f"select.{alignment.task}_{alignment.size}"]
+        needs["safety"] = maker.key_of(upstream[0], alignment.subset)
+        stem = file_stem(alignment.subset, alignment.size)
+        flags["safety"] = maker.path("similarity", alignment.task, f"selection_{alignment.size}", f"{stem}.jsonl")
+    files = (f"{out}/data/{split}-00000-of-00001.parquet", f"{out}/manifests/{split}.json")
+    maker.add(
+        name,
+        "mix",
+        f"mix: {alignment.name}, seed {alignment.seed}",
+        ["datasets/mix.py", *(f"--{flag}={value}" for flag, value in flags.items() if value is not None)],
+        {},
+        {"split": (make_key("mix", options, inputs, needs), files)},
+        upstream,
+        f"logs/mix_{alignment.name}_seed{alignment.seed}.log",
+    )
+
+
+def training(
+    maker: JobMaker,
+    name: str,
+    stage: str,
+    title: str,
+    folder: str,
+    script: str,
+    training: Training,
+    seed: int,
+    variables: dict[str, Any],
+    inputs: dict[str, str],
+    upstream: dict[str, str],
+    log: str,
+) -> None:
+    """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow."""
+    settings = training_variables(training)
+    config = SFTConfig(
+        model_name_or_path="",
+        train_datasets="",
+        train_template=TRAIN_TEMPLATE,
+        output_dir="",
+        seed=seed,
+        data_seed=seed,
+        prompt_style=maker.study.prompt_style,
+        **dataclasses.asdict(training),
+    )
+    options = deciding(config, "train_split") | {"trainer": maker.trainer, "ranks": maker.ranks}
+    needs = {role: maker.key_of(job) for role, job in upstream.items()}
+    settings |= {
+        "SEED": seed,
+        "DATA_SEED": seed,
+        "TRAIN_TEMPLATE": TRAIN_TEMPLATE,
+        "PROMPT_STYLE": maker.study.prompt_style,
+        "LOG_TYPE": maker.study.log_type,
+    }
+    settings |= {"SFT_MODULE": maker.trainer, "OUTPUT_DIR": maker.path(folder)}
+    files = (f"{folder}/slice_end", f"{folder}/losses.jsonl", f"{folder}/run.json")
+    key = make_key(stage, options, {**inputs, "style": maker.style}, needs)
+    products = {"checkpoint": (key, files)}
+    maker.add(name, stage, title, [script], {**settings, **variables}, products, list(upstream.values()), log)
+
+
+def align(maker: JobMaker, alignment: Alignment) -> None:
+    seed = alignment.seed
+    training(
+        maker,
+        aligned_name(alignment),
+        "align",
+        f"align: {alignment.name}, seed {seed}",
+        f"aligned/{alignment.name}/seed{seed}",
+        "scripts/sft_subset.sh",
+        maker.study.alignment,
+        seed,
+        {
+            "BASE_MODEL": maker.study.models.base,
+            "DATASET": maker.path(f"data/seed{seed}"),
+            "SPLIT": f"train_{alignment.name}",
+        },
+        {"model": maker.model(maker.study.models.base)},
+        {"rows": mixed_name(alignment)},
+        f"logs/align_{alignment.name}_seed{seed}.log",
+    )
+
+
+def fine_tune(maker: JobMaker, cell: Cell) -> None:
+    train = maker.study.tasks[cell.task].train
+    training(
+        maker,
+        tuned_name(cell),
+        "fine_tune",
+        f"fine-tune: {cell.name}, seed {cell.seed}",
+        f"cells/{cell.name}/seed{cell.seed}",
+        "scripts/sft_downstream.sh",
+        maker.study.fine_tuning,
+        cell.seed,
+        {
+            "MODEL": str(maker.grid.aligned_folder(cell.alignment)),
+            "TASK": cell.task,
+            "DATASET": train.source,
+            "SPLIT": train.split or "train",
+        },
+        {"rows": maker.source(train)},
+        {"model": aligned_name(cell.alignment)},
+        f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
+    )
+
+
+def mixed_name(alignment: Alignment) -> str:
+    return f"mix.{alignment.name}.seed{alignment.seed}"
+
+
+def aligned_name(alignment: Alignment) -> str:
+    return f"align.{alignment.name}.seed{alignment.seed}"
+
+
+def tuned_name(cell: Cell) -> str:
+    return f"fine_tune.{cell.name}.seed{cell.seed}"
