@@ -7,6 +7,7 @@ Unknown keys are refused with the near match, wrong types with the path of the k
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -147,6 +148,11 @@ class Study:
 
     def __post_init__(self) -> None:
         check_style(self.prompt_style)
+        for kind, name in (("name", self.name), *(("task", task) for task in self.tasks)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
+                raise UserError(
+                    f"{kind} {name!r} becomes a folder; use letters, digits, '.', '_' and '-', no '__', e.g. my_study"
+                )
         for subset in self.subsets:
             if subset not in SUBSETS:
                 raise unknown("subset", subset, SUBSETS)

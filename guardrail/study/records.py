@@ -35,11 +35,15 @@ class Product:
 
 @dataclass(frozen=True)
 class State:
-    """``status``: done, stale, missing or failed; ``reason`` says why it is not done; ``log`` of a failed attempt."""
+    """``status``: done, stale, missing or failed; ``reason`` says why it is not done; ``log`` of a failed attempt.
+
+    ``unanswered``: done, but a judge's server left answers without a judgement: they are asked again, nothing else is.
+    """
 
     status: str
     reason: str = ""
     log: str | None = None
+    unanswered: bool = False
 
     @property
     def done(self) -> bool:
@@ -70,7 +74,7 @@ def product_state(root: Path, job: str, product: Product) -> State:
             return State("stale", f"{name} is gone")
         if file_state(file) != fact["state"] and content_hash(file) != fact["hash"]:
             return State("stale", f"{name} was changed")
-    return State("done")
+    return State("done", unanswered=bool(record.get("unanswered")))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

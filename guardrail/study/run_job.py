@@ -70,6 +70,14 @@ def why(log_file: Path, code: int) -> str:
     return (told[-1][:300] if told else f"no output, exit code {code}").removeprefix("error: ")
 
 
+def has_open_answers(root: Path, job: Job) -> bool:
+    """Did a judge behind a server fail for some answers? Its failures are no verdict and are not final."""
+    if not job.stage.startswith("judge_") or "openai" not in (job.variables["JUDGE"], job.variables["JUDGE_BACKEND"]):
+        return False
+    summary = read_json(root / job.products[0].files[0])["summary"]
+    return float(summary.get("judge_error_percent") or 0.0) > 0
+
+
 def execute(root: Path, job: Job, shell: dict[str, str]) -> int:
     """Run the job's script with its log; the exit code."""
     log_file = root / job.log
@@ -105,7 +113,8 @@ def run_job(root: Path, jobs: dict[str, Job], name: str, shell: dict[str, str]) 
             write_failure(root, name, job.products, reason, str(root / job.log))
             raise UserError(f"{job.title} failed: {reason}; see {root / job.log}")
     for product in job.products:
-        write_record(root, name, product, wall_sec=round(time.time() - started, 3))
+        facts = {"wall_sec": round(time.time() - started, 3), "unanswered": has_open_answers(root, job)}
+        write_record(root, name, product, **facts)
     return {"job": name, "seconds": round(time.time() - started, 1)}
 
 

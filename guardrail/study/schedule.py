@@ -43,8 +43,8 @@ def choose_trainer() -> str:
 
 
 def to_run(jobs: dict[str, Job], states: dict[str, dict[str, State]]) -> list[str]:
-    """Jobs with a product that is not done, in order."""
-    return [name for name in jobs if not all(state.done for state in states[name].values())]
+    """Jobs with a product that is not done, or with answers that a judge's server left open, in order."""
+    return [name for name in jobs if any(not state.done or state.unanswered for state in states[name].values())]
 
 
 def all_ranks(ranks: int) -> int:
@@ -107,7 +107,10 @@ def reasons(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: li
     """One line per job that runs: its stage, its name and why. Follow-ups of a changed job are only counted."""
     lines = []
     for name in names:
-        state = next(state for state in states[name].values() if not state.done)
+        state = next((state for state in states[name].values() if not state.done), None)
+        if state is None:
+            lines.append(f"{jobs[name].title}  (some answers have no judgement yet)")
+            continue
         upstream = {f"needs.{need}" for need in _needs(jobs[name])}
         if state.status == "stale" and set(state.reason.split("; ")) <= upstream:
             continue
@@ -126,7 +129,7 @@ def show(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[
     for stage, count in stages.items():
         log(f"  {count:>5}  {stage}")
     statuses = {state.status for name in names for state in states[name].values()}
-    if statuses - {"missing", "done"}:
+    if statuses - {"missing"}:
         lines = reasons(jobs, states, names)
         for line in lines[:limit]:
             log(f"  {line}")

@@ -333,6 +333,16 @@ def test_the_old_number_is_gone_when_the_new_one_fails(toy):
     toy.shown_numbers_are_of_this_study()
 
 
+def test_what_a_judge_s_server_left_open_is_asked_again_and_nothing_else(toy):
+    """Seen: `rubric.json` with 100% errors was up to date afterwards. A guard in this process would say the same."""
+    toy.judge_error_percent = 100.0
+    toy.run()
+    again = {name for name in toy.jobs() if stage(name) == "judge_openai"}
+    assert set(toy.todo()) == again and collect(toy.results())["n_failed"] == 0
+    toy.judge_error_percent = 0.0
+    assert set(toy.run()) == again and toy.todo() == []
+
+
 @st.composite
 def histories(draw):
     """Changes of settings and data, runs that are stopped or fail at some job, in any order."""
@@ -346,7 +356,7 @@ def histories(draw):
 
 @given(histories())
 @hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_no_history_shows_a_number_of_an_older_state(tmp_path_factory, history):
     with pytest.MonkeyPatch.context() as patch:

@@ -73,6 +73,7 @@ class ToyStudy:
         self.trainer, self.ranks = OUR_TRAINER, 1
         self.executed: list[str] = []
         self.fail_at: str | None = None
+        self.judge_error_percent = 0.0
         self.stop_at: tuple[str, str] | None = None
         for name in ("pool", "instruct", "list", "pure_bad", "heldout", "prompts", "benign"):
             rows = [{"id": f"{name}{i}", "prompt": f"{t} of {name}", "response": t} for i, t in enumerate(THINGS)]
@@ -129,7 +130,7 @@ class ToyStudy:
             "harmfulness_score_percent": value,
             "harmfulness_score_interval_percent": [0.0, 100.0],
             "refusal_percent": value,
-            "judge_error_percent": 0.0,
+            "judge_error_percent": self.judge_error_percent,
             "n": 7,
             "outcomes": {},
             "data_hash": key,
