@@ -142,7 +142,7 @@ def bench_hash(name: str, data: str | None) -> str:
         return hash_content(base)
     bench = BENCHES.load(base)
     if bench.local is not None:
-        return source_hash(str(bench.local), bench.split) if bench.local.exists() else UNKNOWN
+        return source_hash(str(bench.local), bench.split) if list_splits(bench.local) else UNKNOWN
     return hub_hash("datasets", bench.hub or name, bench.split)
 
 

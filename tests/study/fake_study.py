@@ -10,7 +10,7 @@ import numpy as np
 
 from guardrail.core.files import write_json, write_jsonl, write_text
 from guardrail.study import write
-from guardrail.study.config import Study, as_dict, build
+from guardrail.study.config import Source, Study, as_dict, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, Grid, utility_file
 from guardrail.study.records import clear_product, write_failure, write_record
@@ -50,7 +50,10 @@ def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
         "seeds": [1, 2, 3],
         "alignment": training,
         "fine_tuning": training,
-        "evaluation": {"safety_bench": "sandbox", "over_refusal_bench": "sandbox-benign"},
+        "evaluation": {
+            "safety_bench": str(Path(folder) / "prompts.jsonl"),
+            "over_refusal_bench": str(Path(folder) / "benign.jsonl"),
+        },
         **changes,
     }
 
@@ -158,8 +161,10 @@ def write_sources(study: Study) -> None:
     """Rows for every source that has none yet."""
     sources = [study.instruct, study.safety_pool]
     sources += [part for task in study.tasks.values() for part in (task.train, task.utility)]
+    evaluation = study.evaluation
+    sources += [Source(bench) for bench in (evaluation.safety_bench, evaluation.over_refusal_bench) if bench]
     for source in sources:
-        if not Path(source.source).exists():
+        if source.source.endswith(".jsonl") and not Path(source.source).exists():
             write_jsonl(source.source, [{"id": "a", "prompt": "Name a boat.", "response": "The Swan."}])
 
 

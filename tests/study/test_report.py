@@ -101,7 +101,10 @@ def test_an_undecided_prompt_leaves_all_arms(tmp_path):
 
 def test_a_further_judge_is_compared_and_may_be_missing(tmp_path, monkeypatch):
     """A guard that disagrees on purpose: it finds what the moderation model does not, and cannot decide one prompt."""
-    judged = {"safety_bench": "sandbox", "judges": {"guard": {"model": "m/guard"}, "openai": {"model": "rubric"}}}
+    judged = {
+        "safety_bench": str(tmp_path / "prompts.jsonl"),
+        "judges": {"guard": {"model": "m/guard"}, "openai": {"model": "rubric"}},
+    }
     grid = Grid(study(tmp_path, evaluation=judged, subsets=["high", "low"], seeds=[1, 2]), tmp_path)
     finish(grid, n_samples=2)
     for cell in grid.cells:
