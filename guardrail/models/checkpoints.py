@@ -6,8 +6,10 @@ A path may be the folder itself, an output folder holding ``slice_end/`` (align-
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from guardrail.core.files import hash_file, hash_json, write_json
 SLICE = "slice_end"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+SENTENCEPIECE_FILE = "tokenizer.model"
+VOCABULARY_FILES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json", "vocab.txt")  # one of them holds the tokens
 OLD_TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+SENTENCEPIECE_PACKAGES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 # The files that transformers looks for, in its order: whole, or an index that names shards.
 WEIGHT_FILES = (
     *("model.safetensors", "model.safetensors.index.json"),
@@ -115,11 +120,77 @@ def check_checkpoint_files(name: str | Path) -> None:
             raise UserError(f"{file} lacks {shorten(absent)}, which {found.name} says it holds; {REDO}")
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """The tokenizer's JSON files, where there are some, must be JSON objects."""
+def check_tokenizer_files(folder: Path, with_packages: bool = False) -> None:
+    """Refuse a tokenizer without its vocabulary, with a broken file or (``with_packages``) that cannot be read here.
+
+    Without these checks, transformers 5 makes a tokenizer of three tokens where there is no vocabulary, one of as many
+    tokens as are left where ``tokenizer.model`` is cut off, and advises another library where sentencepiece is missing.
+    """
     for name in TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).is_file():
             read_object(folder / name)
+    file = folder / SENTENCEPIECE_FILE
+    if file.is_file() and not (folder / "tokenizer.json").is_file() and not _is_tiktoken(file):
+        _check_sentencepiece(file)
+        if with_packages:
+            absent = [name for name, module in SENTENCEPIECE_PACKAGES.items() if not _importable(module)]
+            if absent:
+                raise UserError(
+                    f"the tokenizer of {folder} is {SENTENCEPIECE_FILE} alone, which needs {' and '.join(absent)}; "
+                    f"run: pip install {' '.join(absent)}"
+                )
+
+
+def require_vocabulary(folder: Path) -> None:
+    """Refuse a folder that holds a class name for a tokenizer at most, and no tokens."""
+    config = folder / "tokenizer_config.json"
+    own_class = config.is_file() and "auto_map" in read_object(config)  # code of its own may name any file
+    if not own_class and not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise UserError(
+            f"the tokenizer of {folder} has no vocabulary; expected one of {', '.join(VOCABULARY_FILES)}; {REDO}"
+        )
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # the package that it lies in is missing, or is blocked
+        return False
+
+
+def _is_tiktoken(file: Path) -> bool:
+    """Lines of a base64 token and its rank: another format that has gone by the same name."""
+    with open(file, "rb") as handle:
+        return re.match(rb"[A-Za-z0-9+/]+=* \d+\n", handle.read(200)) is not None
+
+
+def _check_sentencepiece(file: Path) -> None:
+    """Walk the model's top level (a protocol buffer: pieces, trainer's settings, normaliser) to its very end."""
+    data = file.read_bytes()
+    place, found = 0, set()
+    try:
+        while place < len(data):
+            tag, place = _varint(data, place)
+            if tag & 7 != 2:  # every top-level field is a message: a length and as many bytes
+                raise ValueError(f"field type {tag & 7}")
+            length, place = _varint(data, place)
+            place += length
+            found.add(tag >> 3)
+    except (ValueError, IndexError):
+        place = -1
+    if place != len(data) or not {1, 2} <= found:  # the settings come after the last piece
+        raise UserError(f"{file} is no sentencepiece model or is cut off ({len(data)} bytes); {REDO}")
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A protocol buffer's number at ``place`` and the place after it. ``IndexError`` at the end of the data."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
 
 
 def _check_weights(file: Path) -> set[str] | None:

@@ -20,6 +20,7 @@ from guardrail.models.checkpoints import (
     check_checkpoint_files,
     check_tokenizer_files,
     read_object,
+    require_vocabulary,
     resolve_checkpoint,
     shorten,
 )
@@ -61,23 +62,30 @@ def pick_device() -> torch.device:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer, with a pad token that needs no new embedding: its own, else unk, else EOS.
+    """The tokenizer, with a pad token that needs no new embedding: its own where the model has a row for it, else unk,
+    else EOS.
 
-    Attention masks come from lengths everywhere, so a pad id that is also a real token does no harm. Raises
-    ``UserError``: files missing or broken, no token that could pad.
+    Attention masks come from lengths everywhere, so a pad id that is also a real token does no harm. Known limit: for
+    a LLaMA tokenizer of the old kind (no ``legacy`` key, as beaver-dam-7b, or a ``tokenizer.json`` that prepends the
+    space), transformers 4 puts a space after a special token and transformers 5 does not: conversations of several
+    turns differ there, prompts of one turn are the same. Raises ``UserError``: files missing or broken,
+    a package missing, no token that could pad.
     """
     from transformers import AutoTokenizer
 
     path = resolve_checkpoint(name)
+    vocab_size = None
     if Path(path).is_dir():
-        read_object(Path(path) / "config.json")
-        check_tokenizer_files(Path(path))
+        vocab_size = read_object(Path(path) / "config.json").get("vocab_size")
+        check_tokenizer_files(Path(path), with_packages=True)
+        require_vocabulary(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # a broken file raises a dozen types, some of them bare Exceptions of the Rust library
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise UserError(f"cannot load the tokenizer of {name}: {reason}; {REDO}") from error
-    if tokenizer.pad_token_id is None:
+    pad = tokenizer.pad_token_id
+    if pad is None or (isinstance(vocab_size, int) and pad >= vocab_size):  # added, and the embeddings did not grow
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise UserError(
