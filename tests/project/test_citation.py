@@ -1,7 +1,7 @@
 """CITATION.cff against the rules of the Citation File Format 1.2.0, as far as software and a paper need them.
 
-The full schema is at https://citation-file-format.github.io/1.2.0/schema. A key that it has and this copy lacks is added
-here before it is used. Also the changelog's form.
+The full schema is at https://citation-file-format.github.io/1.2.0/schema. A key that it has and this copy lacks is
+added here before it is used. Also the changelog's form.
 """
 
 from __future__ import annotations
