@@ -50,7 +50,7 @@ if [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; then
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" snakemake --snakefile "$REPO/workflow/Snakefile" \
         --config "jobs=$(value "$SCHEDULE" jobs)" --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules \
         "$@" 2>&1 >/dev/null |
-        sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log)/d' \
+        sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log|Touching output file)/d' \
             -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
         echo "some stages failed; the others are done, and the table says which cells are missing" >&2
 fi
