@@ -4,7 +4,7 @@ Memory beyond the inputs is at most ``BUDGET_BYTES`` on a CPU, whatever N and M;
 Shapes: N pool rows, M anchor rows, D hidden. Representations that are zero have cosine 0 with everything.
 
 Scores do not depend on blocks, threads, ranks, row order or hardware. A float32 product does (its rounding changes with
-the shape of the block), so it only finds the candidates: anchors within ``MARGIN`` of the best. Their cosines are then
+the shape of the block), so it only finds the candidates: anchors within ``margin`` of the best. Their cosines are then
 computed in fixed point: a unit row rounded to multiples of 2**-26 is a row of integers of Euclidean length about 2**26,
 so every partial sum of a product of two of them is an integer below 2**53, and float64 adds those without rounding, in
 any order. The error of such a cosine is about 1e-8; scores are stored as float32, as in the public selection code.
@@ -27,7 +27,6 @@ BUDGET_BYTES = 160 << 20
 MAX_BLOCK_ROWS = 4096
 MAX_COPY_BYTES = 48 << 20  # unit anchors are kept whole up to this size, made block by block above it
 FIXED_POINT = float(1 << 26)
-MARGIN = 1e-5  # more than twice the error of a float32 cosine
 GROUP = 64  # columns whose largest product is compared first
 CHUNK_BYTES = 2 << 20  # fixed-point rows in work at once: they stay in the processor's cache
 MAX_CANDIDATES = 8  # per row and cosine wanted, on average; above it the whole block is computed in fixed point
@@ -39,6 +38,16 @@ def pick_scoring_device() -> torch.device:
     from guardrail.models.loading import pick_device
 
     return pick_device()
+
+
+def margin(width: int) -> float:
+    """Twice the error of a float32 cosine of two rows of ``width``, in whatever order it was summed.
+
+    Six standard deviations of the random walk of rounding errors when terms are added one by one (Higham and Mary
+    2019, doi 10.1137/18M1226312). Libraries add in panels: errors measured for widths of 64 to 4,096, also with one
+    large dimension or all terms positive, were 1e-6 at most.
+    """
+    return max(1e-5, 2 * (6 * width**0.5 + 4) * 2.0**-24)
 
 
 def block_rows(width: int, budget_bytes: int = BUDGET_BYTES) -> int:
@@ -63,7 +72,7 @@ class RowView:
 Matrix = torch.Tensor | RowView
 
 
-def _blocks(n: int, size: int) -> Iterator[slice]:
+def blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
@@ -73,7 +82,7 @@ def inverse_norms(matrix: Matrix, name: str) -> torch.Tensor:
     Raises ``UserError`` when a representation is not finite, with the row numbers.
     """
     out = torch.empty(matrix.shape[0], dtype=torch.float32)
-    for part in _blocks(matrix.shape[0], block_rows(matrix.shape[1])):
+    for part in blocks(matrix.shape[0], block_rows(matrix.shape[1])):
         torch.linalg.vector_norm(matrix[part].float(), dim=1, out=out[part])
     bad = (~torch.isfinite(out)).nonzero().flatten()
     if len(bad):
@@ -88,7 +97,7 @@ def inverse_norms(matrix: Matrix, name: str) -> torch.Tensor:
 def unit_blocks(matrix: Matrix, name: str = "representations") -> Iterator[tuple[slice, torch.Tensor]]:
     """``(slice, (b, D) float32 rows of length 1 (or 0))`` over the whole matrix."""
     inverse = inverse_norms(matrix, name)
-    for part in _blocks(matrix.shape[0], block_rows(matrix.shape[1])):
+    for part in blocks(matrix.shape[0], block_rows(matrix.shape[1])):
         yield part, matrix[part].float() * inverse[part][:, None]
 
 
@@ -108,7 +117,8 @@ class Products:
 
     ``rows(part)`` yields ``(anchor slice, (b, m) product)`` for a slice of the pool; the product is overwritten by the
     next one. Pool rows are *not* normalised: a positive factor per row changes no order within the row, so callers
-    multiply their (b,) results by ``pool_inverse`` instead of (b, m) products.
+    multiply their (b,) results by ``pool_inverse`` instead of (b, m) products. In memory, rows of the product go on
+    with minus infinity up to a multiple of ``GROUP``.
     """
 
     def __init__(self, pool: Matrix, anchors: Matrix, device: torch.device | None = None) -> None:
@@ -126,7 +136,7 @@ class Products:
             self.size = block_rows(D)
             keep_bytes = MAX_COPY_BYTES
         M = anchors.shape[0]
-        self.size_m = min(self.size, M)
+        self.size_m = -(-min(self.size, M) // GROUP) * GROUP
         self._whole = self._unit(slice(0, M)) if keep_bytes >= 4 * M * D else None
         self._product = torch.empty((self.size * self.size_m,), dtype=torch.float32, device=self.device)
 
@@ -136,15 +146,18 @@ class Products:
 
     def parts(self) -> Iterator[slice]:
         """Slices of the pool, one block each."""
-        return _blocks(self.pool.shape[0], self.size)
+        return blocks(self.pool.shape[0], self.size)
 
     def rows(self, part: slice) -> Iterator[tuple[slice, torch.Tensor]]:
         block = self.pool[part].to(self.device, torch.float32)  # no copy when it is float32 here already
-        for columns in _blocks(self.anchors.shape[0], self.size_m):
+        for columns in blocks(self.anchors.shape[0], self.size_m):
             unit = self._whole[columns] if self._whole is not None else self._unit(columns)
-            shape = (block.shape[0], unit.shape[0])
-            product = self._product[: shape[0] * shape[1]].view(shape)
-            yield columns, torch.mm(block, unit.T, out=product)
+            b, m = block.shape[0], unit.shape[0]
+            whole = -(-m // GROUP) * GROUP
+            padded = self._product[: b * whole].view(b, whole)
+            padded[:, m:] = -torch.inf
+            torch.mm(block, unit.T, out=padded[:, :m])
+            yield columns, padded[:, :m]
 
 
 def fixed_point(rows: torch.Tensor) -> torch.Tensor:
@@ -157,16 +170,38 @@ def fixed_point(rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.rint(values, out=values))
 
 
-def exact_cosines(pool: Matrix, rows: Array, anchors: Matrix, columns: Array) -> Array:
-    """Cosine of pool row ``rows[i]`` and anchor ``columns[i]``, (n,) float64: the same whatever else is computed.
+class FixedRows:
+    """Rows of a matrix in fixed point, by number. Small matrices of which much is used are converted once, as int32."""
+
+    def __init__(self, matrix: Matrix, uses: int) -> None:
+        n, D = matrix.shape
+        self.matrix = matrix
+        self._whole: Array | None = None
+        if uses >= n and 4 * n * D <= MAX_COPY_BYTES:
+            self._whole = np.empty((n, D), dtype=np.int32)
+            for part in blocks(n, max(16, CHUNK_BYTES // (8 * D))):
+                self._whole[part] = fixed_point(matrix[part]).numpy()
+
+    def __getitem__(self, numbers: Array) -> Array:
+        """(n, D) float64."""
+        if self._whole is not None:
+            return np.take(self._whole, numbers, axis=0).astype(np.float64)
+        return fixed_point(_take(self.matrix, numbers)).numpy()
+
+
+def exact_cosines(matrix: Matrix, rows: Array, others: FixedRows, columns: Array) -> Array:
+    """Cosine of ``matrix[rows[i]]`` and row ``columns[i]`` of ``others``, (n,) float64: whatever else is asked.
 
     ``rows`` must be ascending: a row that occurs several times in a chunk is converted once.
     """
     out = np.empty(len(rows))
-    for part in _blocks(len(rows), max(16, CHUNK_BYTES // (16 * pool.shape[1]))):
-        names, places = np.unique(rows[part], return_inverse=True)
-        left, right = (fixed_point(_take(*one)).numpy() for one in ((pool, names), (anchors, columns[part])))
-        out[part] = np.einsum("nd,nd->n", left if len(names) == len(places) else left[places], right)
+    for part in blocks(len(rows), max(16, CHUNK_BYTES // (8 * matrix.shape[1]))):
+        new = np.diff(rows[part], prepend=-1) > 0
+        names = rows[part][new]
+        consecutive = names[-1] - names[0] == len(names) - 1
+        left = fixed_point(matrix[slice(names[0], names[-1] + 1)] if consecutive else _take(matrix, names)).numpy()
+        right = others[columns[part]]
+        out[part] = np.einsum("nd,nd->n", left if len(left) == len(right) else left[np.cumsum(new) - 1], right)
     return out / FIXED_POINT**2
 
 
@@ -184,13 +219,14 @@ def top_cosines(
     Of anchors with equal cosines the first ones are named.
     """
     products = Products(pool, anchors, device)
+    fixed = FixedRows(anchors, n * pool.shape[0])
     for part in products.parts():
         found = _candidates(products, part, n)
         if found is None:
             yield part, *_whole_block(products, part, n)
             continue
         rows, columns = found
-        values = exact_cosines(pool, rows + part.start, anchors, columns)
+        values = exact_cosines(pool, rows + part.start, fixed, columns)
         order = np.lexsort((columns, -values, rows))
         first = np.searchsorted(rows[order], np.arange(part.stop - part.start))
         best = order[first[:, None] + np.arange(n)]  # (b, n)
@@ -198,52 +234,74 @@ def top_cosines(
 
 
 def _candidates(products: Products, part: slice, n: int) -> tuple[Array, Array] | None:
-    """Places in the block and anchors whose cosine may be among the row's ``n`` largest; ``None``: too many."""
-    length = 1.0 / products.pool_inverse[part].clamp(min=1e-30).to(products.device)
-    # a zero row's products are all 0: its first n anchors stand for them
-    empty = (products.pool_inverse[part] == 0).to(products.device)
-    best: torch.Tensor | None = None
-    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    limit = MAX_CANDIDATES * n * (part.stop - part.start)
+    """Places in the block and anchors whose cosine may be among the row's ``n`` largest; ``None``: too many.
+
+    On a CPU everything after the product and its groups' maxima is numpy: threads that wait for one another on a busy
+    machine cost more than they save on such small pieces.
+    """
+    b = part.stop - part.start
+    inverse = products.pool_inverse[part].numpy()
+    empty = inverse == 0  # all products are 0: the first n anchors stand for them
+    slack = margin(products.pool.shape[1]) / np.maximum(inverse, 1e-30)
+    limit = MAX_CANDIDATES * n * b
+    best = np.empty((b, 0), dtype=np.float32)
+    kept: list[tuple[Array, Array, Array]] = []
     for columns, product in products.rows(part):
-        groups = _group_maxima(product)
-        value = groups.amax(dim=1, keepdim=True) if n == 1 else torch.topk(product, min(n, product.shape[1])).values
-        value = value if best is None else torch.cat([best, value], dim=1)
-        best = torch.topk(value, min(n, value.shape[1]), dim=1).values if value.shape[1] > n else value
-        bound = torch.where(empty, torch.inf, best.amin(dim=1) - MARGIN * length)
-        rows, places = _at_least(product, groups, bound)
-        if len(rows) > limit:
-            return None
-        kept.append((rows, places + columns.start, product[rows, places]))
-    rows, places, values = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        grouped = product.as_strided((b, -(-product.shape[1] // GROUP), GROUP), (product.stride(0), GROUP, 1))
+        groups = grouped.amax(dim=2)
+        # the n-th largest of enough groups' maxima is a little below the n-th largest product, and cheaper
+        few = n > 1 and groups.shape[1] < 4 * n
+        value = torch.topk(product, min(n, product.shape[1])).values if few else groups
+        best = _largest(np.concatenate([best, _largest(value, n)], axis=1), n)
+        bound = np.where(empty, np.inf, best.min(axis=1) - slack).astype(np.float32)
+        row, group = at_least(groups, bound)
+        total = len(row)  # at least one candidate in each
+        for some in blocks(len(row), max(16, CHUNK_BYTES // GROUP)):
+            if total > limit:
+                return None
+            values = _take_groups(grouped, row[some], group[some])
+            hit, place = np.nonzero(values >= bound[row[some]][:, None])
+            kept.append((row[some][hit], columns.start + group[some][hit] * GROUP + place, values[hit, place]))
+            total += len(hit) - (some.stop - some.start)
+    if not kept:  # a block of zero rows
+        kept = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    rows, places, values = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     still = values >= bound[rows]
-    zeros = empty.nonzero().flatten()
-    rows = torch.cat([rows[still], zeros.repeat_interleave(n)])
-    places = torch.cat([places[still], torch.arange(n, device=rows.device).repeat(len(zeros))])
+    zeros = np.flatnonzero(empty)
+    rows = np.concatenate([rows[still], zeros.repeat(n)])
+    places = np.concatenate([places[still], np.tile(np.arange(n), len(zeros))])
     if len(rows) > limit:
         return None
-    order = torch.sort(rows, stable=True)
-    return order.values.cpu().numpy(), places[order.indices].cpu().numpy()
+    order = np.argsort(rows, kind="stable")
+    return rows[order], places[order]
 
 
-def _group_maxima(product: torch.Tensor) -> torch.Tensor:
-    """The largest value of every ``GROUP`` columns, (b, ceil(m / GROUP))."""
-    m = product.shape[1]
-    whole = m // GROUP * GROUP
-    parts = [product[:, :whole].unflatten(1, (-1, GROUP)).amax(dim=2)] if whole else []
-    if whole < m:
-        parts.append(product[:, whole:].amax(dim=1, keepdim=True))
-    return torch.cat(parts, dim=1)
+def _largest(values: torch.Tensor | Array, n: int) -> Array:
+    """The ``n`` largest (or all) of every row, in any order, on the CPU."""
+    if isinstance(values, torch.Tensor) and values.device.type == "cuda":
+        values = torch.topk(values, min(n, values.shape[1])).values.cpu()
+    values = np.asarray(values)
+    if values.shape[1] <= n:
+        return values
+    return values.max(axis=1, keepdims=True) if n == 1 else np.partition(values, -n, axis=1)[:, -n:]
 
 
-def _at_least(product: torch.Tensor, groups: torch.Tensor, bound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column numbers where ``product >= bound``; looks into groups that hold such a value only."""
-    rows, group = (groups >= bound[:, None]).nonzero(as_tuple=True)
-    columns = (group[:, None] * GROUP + torch.arange(GROUP, device=rows.device)).clamp(max=product.shape[1] - 1)
-    hits = product[rows[:, None], columns] >= bound[rows][:, None]
-    hits[:, 1:] &= columns[:, 1:] > columns[:, :-1]  # the last group may be short
-    where, place = hits.nonzero(as_tuple=True)
-    return rows[where], columns[where, place]
+def at_least(values: torch.Tensor, bound: Array) -> tuple[Array, Array]:
+    """Row and column numbers of ``values`` that reach their row's ``bound``, on the CPU."""
+    if values.device.type == "cpu":
+        row, column = np.nonzero(values.numpy() >= bound[:, None])
+        return row, column
+    places = (values >= torch.from_numpy(bound).to(values.device)[:, None]).nonzero().cpu().numpy()
+    return places[:, 0], places[:, 1]
+
+
+def _take_groups(grouped: torch.Tensor, row: Array, group: Array) -> Array:
+    """The products of some groups, (n, GROUP) on the CPU."""
+    if grouped.device.type == "cpu":
+        taken: Array = grouped.numpy()[row, group]
+        return taken
+    device = grouped.device
+    return grouped[torch.from_numpy(row).to(device), torch.from_numpy(group).to(device)].cpu().numpy()
 
 
 def _whole_block(products: Products, part: slice, n: int) -> tuple[Array, Array]:
@@ -252,10 +310,10 @@ def _whole_block(products: Products, part: slice, n: int) -> tuple[Array, Array]
     size = max(16, min(block_rows(products.pool.shape[1], BUDGET_BYTES // 4), MAX_BLOCK_ROWS // 4))
     values = np.empty((part.stop - part.start, n))
     columns = np.empty_like(values, dtype=np.int64)
-    for rows in _blocks(len(values), size):
+    for rows in blocks(len(values), size):
         left = fixed_point(products.pool[slice(part.start + rows.start, part.start + rows.stop)])
         best = np.empty((len(left), 0)), np.empty((len(left), 0), dtype=np.int64)
-        for others in _blocks(M, size):
+        for others in blocks(M, size):
             cosine = (left @ fixed_point(products.anchors[others]).T).numpy() / FIXED_POINT**2
             numbers = np.broadcast_to(np.arange(others.start, others.stop), cosine.shape)
             both = np.concatenate([best[0], cosine], axis=1), np.concatenate([best[1], numbers], axis=1)
@@ -306,11 +364,11 @@ def mean_scores(pool: Matrix, anchors: Matrix) -> np.ndarray[Any, np.dtype[np.fl
     inverse_norms(pool, "pool")
     size = max(16, CHUNK_BYTES // (8 * pool.shape[1]))
     centre = np.zeros(anchors.shape[1])
-    for part in _blocks(anchors.shape[0], size):
+    for part in blocks(anchors.shape[0], size):
         centre += fixed_point(anchors[part]).numpy().sum(axis=0)  # whole numbers: exact
     direction = np.rint(centre / anchors.shape[0])
     out = np.empty(pool.shape[0], dtype=np.float32)
-    for part in _blocks(pool.shape[0], size):
+    for part in blocks(pool.shape[0], size):
         out[part] = fixed_point(pool[part]).numpy() @ direction / FIXED_POINT**2
     return out
 
@@ -320,40 +378,3 @@ def nearest_anchors(rows: Matrix, anchors: Matrix) -> tuple[Array, Array]:
     found = [(columns[:, 0], values[:, 0]) for _, values, columns in top_cosines(rows, anchors)]
     indices, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return indices, values.astype(np.float32)
-
-
-def best_ranks(
-    pool: Matrix, anchors: Matrix, depth: int, nearest: bool, device: torch.device | None = None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Per pool row, its best place in any anchor's list and its cosine there: ``(ranks (N,), cosines (N,))``.
-
-    Every anchor lists the pool by descending cosine (ascending with ``nearest=False``); place 0 is the first. Rows
-    in no list's first ``depth`` places have rank N. Memory is O(N) beyond the blocks: lists are used and dropped.
-    """
-    N = pool.shape[0]
-    sign = 1.0 if nearest else -1.0
-    device = device or pick_scoring_device()
-    inverse_norms(pool, "pool")
-    inverse_norms(anchors, "anchors")
-    ranks = torch.full((N,), N, dtype=torch.long, device=device)
-    cosines = torch.zeros(N, dtype=torch.float64, device=device)
-    depth = min(depth, N)
-    # (m, N) cosines, one list with its sorted copy and indices, all within the budget
-    m = max(1, min(anchors.shape[0], BUDGET_BYTES // 2 // (8 * N)))
-    places = torch.arange(depth, device=device)
-    size = max(16, BUDGET_BYTES // 4 // (16 * pool.shape[1]))
-    for part in _blocks(anchors.shape[0], m):
-        unit = fixed_point(anchors[part]).to(device)
-        similarity = torch.empty((unit.shape[0], N), dtype=torch.float64, device=device)
-        for columns in _blocks(N, size):
-            similarity[:, columns] = unit @ fixed_point(pool[columns]).to(device).T
-        similarity *= sign / FIXED_POINT**2
-        for row in similarity:  # one anchor's list at a time: stable, so ties go by row order
-            top = torch.topk(row, depth).values[-1]
-            candidates = (row >= top).nonzero().flatten()
-            listed = candidates[torch.sort(row[candidates], descending=True, stable=True).indices[:depth]]
-            value = sign * row[listed]
-            better = (places < ranks[listed]) | ((places == ranks[listed]) & (sign * value > sign * cosines[listed]))
-            ranks[listed] = torch.where(better, places, ranks[listed])
-            cosines[listed] = torch.where(better, value, cosines[listed])
-    return ranks.cpu().numpy(), cosines.cpu().numpy()

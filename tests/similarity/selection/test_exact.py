@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from guardrail.core.errors import UserError
 from guardrail.data.rows import normalise_rows
 from guardrail.similarity.scorers import SCORERS, Inputs, cosines, score_rows
+from guardrail.similarity.selection import ranking
 from guardrail.similarity.selection.options import SELECTORS
 from guardrail.similarity.selection.selectors import Pool
 
@@ -58,6 +59,38 @@ def test_scores_are_the_same_in_other_blocks_orders_and_paths(pair, avg_n, block
         torch.nn.functional.normalize(pool.double(), dim=1) @ torch.nn.functional.normalize(anchors.double(), dim=1).T
     )
     np.testing.assert_allclose(scores, reference.sort(dim=1).values[:, -avg_n:].mean(dim=1), atol=2e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices(), st.integers(1, 60), st.booleans())
+def test_places_in_lists_are_those_of_exact_cosines(pair, depth, nearest):
+    """Candidates' way and the way of all cosines, against lists sorted from the exact cosines of every pair."""
+    pool, anchors = pair
+    N, depth = len(pool), min(depth, len(pool))
+    exact = (cosines.fixed_point(pool) @ cosines.fixed_point(anchors).T).numpy() / cosines.FIXED_POINT**2
+    sign = -1 if nearest else 1
+    ranks, values = np.full(N, N), np.zeros(N)
+    for column in exact.T:
+        for place, row in enumerate(np.argsort(sign * column, kind="stable")[:depth]):
+            if (place, sign * column[row]) < (ranks[row], sign * values[row]):
+                ranks[row], values[row] = place, column[row]
+    for candidates in (8, 10**9, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cosines, "MAX_CANDIDATES", candidates)
+            patch.setattr(ranking, "BUDGET_BYTES", 1 << 16)  # few anchors at a time
+            found = ranking.best_ranks(pool, anchors, depth, nearest)
+        assert found[0].tolist() == ranks.tolist() and found[1].tolist() == values.tolist()
+
+
+def test_the_error_of_a_float32_cosine_is_within_its_margin():
+    for width in (16, 1024, 4096):
+        for shift, scale in ((0.0, 1.0), (5.0, 1.0), (5.0, 100.0)):  # also all positive, and one large dimension
+            a, b = (random_matrix(100, width, seed) + shift for seed in (0, 1))
+            a[:, 3] *= scale
+            b[:, 3] *= scale
+            unit = [torch.nn.functional.normalize(one, dim=1) for one in (a, b)]
+            exact = (cosines.fixed_point(a) @ cosines.fixed_point(b).T).numpy() / cosines.FIXED_POINT**2
+            assert np.abs((unit[0] @ unit[1].T).numpy() - exact).max() < cosines.margin(width) / 4
 
 
 @pytest.mark.parametrize("avg_n", [1, 4])

@@ -156,12 +156,13 @@ def test_memory_stays_below_the_budget_whatever_the_product_of_sizes():
     program = """
 import json, resource, torch
 from guardrail.similarity.scorers import cosines
+from guardrail.similarity.selection import ranking
 torch.set_num_threads(1)
 pool, anchors = torch.randn(60_000, 64), torch.randn(12_000, 64)
 cosines.score_pool(pool[:4096], anchors[:16])  # libraries are in memory now
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 cosines.score_pool(pool, anchors)
-cosines.best_ranks(pool[:20_000], anchors[:200], 50, True)
+ranking.best_ranks(pool[:20_000], anchors[:200], 50, True)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
     done = subprocess.run(
