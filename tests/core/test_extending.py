@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import sys
-import textwrap
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -22,16 +22,10 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 def code_with(text: str) -> str:
-    """The page's only indented block that holds ``text``, without its indentation."""
-    blocks: list[list[str]] = [[]]
-    for line in PAGE.splitlines():
-        if line.startswith("    ") or (not line and blocks[-1]):
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    found = [block for block in blocks if any(text in line for line in block)]
+    """The page's only Python block that holds ``text``."""
+    found = [block for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if text in block]
     assert len(found) == 1, text
-    return textwrap.dedent("\n".join(found[0])).strip()
+    return found[0].strip()
 
 
 @pytest.fixture
