@@ -3,6 +3,7 @@
     with ScriptedServer(lambda request, n: "Rating: [[7]]") as server:
         Client(server.base_url).chat("judge", [...])
 
+A fixed ``port`` can be taken again after the server went away; ``stall_sec`` is how long it keeps silent.
 ``script(payload, n)`` gets the request's JSON and its number (from 0) and returns the answer text, or one of
 ``Status(429)``, ``Status(500)``, ``Silence()`` (accepts and never answers), ``Raw(b"...")`` (no JSON), ``Cut(200)`` (a
 body shorter than announced), ``Stall(200)`` (a body that stops coming), ``Drip()`` (a byte at a time), ``Reset()``.
@@ -66,7 +67,11 @@ class ScriptedServer:
     """``models`` is what ``/models`` lists: names, or bytes that are sent as they are."""
 
     def __init__(
-        self, script: Callable[[dict[str, Any], int], Any], models: tuple[str, ...] | bytes = ("judge",)
+        self,
+        script: Callable[[dict[str, Any], int], Any],
+        models: tuple[str, ...] | bytes = ("judge",),
+        port: int = 0,
+        stall_sec: float = 30.0,
     ) -> None:
         self.script = script
         self.models = models
@@ -101,7 +106,7 @@ class ScriptedServer:
                     outer.requests.append({**payload, "_path": self.path, "_key": self.headers.get("Authorization")})
                 answer = outer.script(payload, number)
                 if isinstance(answer, Silence):
-                    outer.closing.wait(30)
+                    outer.closing.wait(stall_sec)
                 elif isinstance(answer, Status):
                     self.send(answer.code, b'{"error": "as scripted"}', answer.headers)
                 elif isinstance(answer, Raw):
@@ -111,7 +116,7 @@ class ScriptedServer:
                     self.connection.shutdown(socket.SHUT_RDWR)
                 elif isinstance(answer, Stall):
                     self.send(answer.code, b'{"choices": [', {"Content-Length": "4000"})
-                    outer.closing.wait(30)
+                    outer.closing.wait(stall_sec)
                 elif isinstance(answer, Drip):
                     self.send(200, b"{", {"Content-Length": "4000"})
                     with contextlib.suppress(OSError):
@@ -133,7 +138,7 @@ class ScriptedServer:
             def handle_error(self, *_: Any) -> None:
                 """A client that has gone away, or a connection that the script reset, is no news."""
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
         self.base_url = f"http://127.0.0.1:{self.server.server_port}/v1"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

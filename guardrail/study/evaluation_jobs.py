@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.files import hash_json
 from guardrail.data.prompts import eval_template_fingerprint
+from guardrail.evaluation.completions import source_name
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
+from guardrail.evaluation.judges.guard import Guard
+from guardrail.evaluation.judges.judge import Judge
+from guardrail.evaluation.judges.rubric import Rubric
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.evaluation.utility.evaluate import UtilityConfig
 from guardrail.study import keys
@@ -55,6 +60,7 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
             **decoding,
         )
         options = {**deciding(config), **{name.lower(): value for name, value in more.items()}}
+        options["safety_bench"] = source_name(bench)  # a file counts by its content, wherever it lies
         found = {**inputs, **texts, "bench": keys.bench_hash(bench, data)}
         place = {"BENCH": bench, "BENCH_DATA": data, "SAVE_PATH": maker.path(folder, results)}
         maker.add(
@@ -92,12 +98,18 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
         utility(maker, folder, short, task, model, inputs, needs, upstream)
 
 
+def deciding_judge(judge: Judge, *covered: str) -> dict[str, Any]:
+    """The options of a judge with its texts and version, which decide its verdicts as well."""
+    texts = {"prompts_hash": hash_json(judge.prompts)} if judge.prompts else {}
+    return {**deciding(judge, *covered), "version": judge.version, **texts}
+
+
 def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
     study, evaluation = maker.study, maker.study.evaluation
     answers = f"safety_answers.{short}"
     needs = {"answers": maker.key_of(answers)}
     moderation = BeaverDam(max_length=evaluation.moderation_max_length, threshold=evaluation.threshold)
-    options = deciding(moderation, "moderation_model")
+    options = deciding_judge(moderation, "moderation_model")
     key = make_key("harmfulness", options, {"model": maker.model(study.models.moderation)}, needs)
     maker.add(
         f"harmfulness.{short}",
@@ -117,12 +129,13 @@ def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
     )
     for name, judge in evaluation.judges.items():
         local = name == "guard" and judge.backend != "openai"
-        key = make_key(
-            f"judge_{name}",
-            {"model": None if local else judge.model, "backend": judge.backend, "base_url": judge.base_url},
-            {"model": maker.model(judge.model)} if local else {},
-            needs,
-        )
+        if name == "guard":
+            options = deciding_judge(Guard(guard_model=judge.model, guard_backend=judge.backend), "guard_model")
+        else:
+            options = deciding_judge(Rubric(rubric_model=judge.model))
+        options |= {} if local else {"served_model": judge.model, "server": judge.base_url}
+        inputs = {"model": maker.model(judge.model)} if local else {}
+        key = make_key(f"judge_{name}", options, inputs, needs)
         maker.add(
             f"judge_{name}.{short}",
             f"judge_{name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ FIGURES = {
     *("harmfulness", "similarity_durability", "categories", "representation_map"),
     *("threshold_curve", "learning_curves"),
 }
+HOME = tempfile.TemporaryDirectory(prefix="guardrail-sources-")  # where no test says; gone with the process
 
 
-def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
+def settings(folder: Path | str = HOME.name, **changes: Any) -> dict[str, Any]:
     """A study file's content; its data lie in ``folder``."""
     training = {"epochs": 1, "learning_rate": "2e-5", "per_device_train_batch_size": 8}
     pool = str(Path(folder) / "pool.jsonl")
@@ -58,7 +60,7 @@ def settings(folder: Path | str = ".", **changes: Any) -> dict[str, Any]:
     }
 
 
-def study(folder: Path | str = ".", **changes: Any) -> Study:
+def study(folder: Path | str = HOME.name, **changes: Any) -> Study:
     return build(Study, settings(folder, **changes), "")
 
 

@@ -18,6 +18,8 @@ from toys import REPOSITORY
 
 from guardrail.core.files import read_json, write_json
 from guardrail.data import prompts
+from guardrail.evaluation.judges.guard import Guard
+from guardrail.evaluation.judges.rubric import Rubric
 from guardrail.study import environment, keys
 from guardrail.study.records import record_file
 from guardrail.study.results import collect
@@ -226,6 +228,25 @@ def test_an_addition_runs_alone(toy, change):
     assert set(toy.run()) == wanted
     assert toy.todo() == []
     toy.shown_numbers_are_of_this_study()
+
+
+def test_a_judge_s_texts_and_options_are_in_its_key(toy, monkeypatch):
+    toy.run()
+    monkeypatch.setattr(Rubric, "prompts", ("Another rubric.",))
+    assert {stage(name) for name in toy.todo()} == {"judge_openai"}
+    monkeypatch.undo()
+    assert toy.todo() == []
+    monkeypatch.setattr(Guard, "version", 2)
+    assert {stage(name) for name in toy.todo()} == {"judge_guard"}
+
+
+def test_a_bench_counts_by_its_content_wherever_it_lies(toy):
+    toy.run()
+    elsewhere = toy.folder / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(toy.folder / "prompts.jsonl", elsewhere)
+    toy.settings["evaluation"]["safety_bench"] = str(elsewhere / "prompts.jsonl")
+    assert toy.todo() == []
 
 
 def test_a_prompt_style_s_text_is_in_every_key_that_uses_it(toy, monkeypatch):

@@ -143,14 +143,13 @@ def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["n_failed"] == 1
 
 
-def test_check_refuses_a_subset_larger_than_the_pool(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_check_refuses_a_subset_larger_than_the_pool(tmp_path):
     (tmp_path / "pool.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 3)
-    assert count_rows(Source("pool.jsonl")) == 3
+    assert count_rows(Source(str(tmp_path / "pool.jsonl"))) == 3
     with pytest.raises(UserError, match=r"subset size 4 is larger than the safety pool .* \(3 rows\)"):
-        check_study(study(subset_sizes=[4]), tmp_path)
+        check_study(study(folder=tmp_path, subset_sizes=[4]), tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        check_study(study(safety_pool={"source": "pol.jsonl"}), tmp_path)
+        check_study(study(folder=tmp_path, safety_pool={"source": "pol.jsonl"}), tmp_path)
 
 
 def test_every_shipped_study_loads():
