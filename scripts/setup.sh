@@ -3,8 +3,10 @@
 #   source "$(dirname "$0")/setup.sh"
 #
 # Reads (all optional):
-#   GPUS=0,1,2,3      GPUs of this node for one job
-#   DEVICE=auto       gpu, cpu, or auto: gpu where `nvidia-smi -L` works
+#   GPUS=             GPUs of this node, as 0,1; empty: those that CUDA_VISIBLE_DEVICES shows or SLURM gave, else the
+#                     first four (python -m guardrail.core.gpus). A study (scripts/study.sh) shares them out: training
+#                     takes all of them, every other job one, and sees only its own
+#   DEVICE=auto       gpu, cpu, or auto: gpu where `nvidia-smi -L` works and CUDA_VISIBLE_DEVICES hides not all
 #   NUM_PROCESSES=1   processes of one job on a CPU machine
 #   MASTER_PORT=      a free port is found when empty
 #   HOSTFILE=         DeepSpeed hostfile for several nodes
@@ -28,12 +30,15 @@ if ! python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("guardrail
 fi
 
 DEVICE="${DEVICE:-auto}"
-if [[ "$DEVICE" == auto ]]; then
-    if nvidia-smi -L >/dev/null 2>&1; then DEVICE=gpu; else DEVICE=cpu; fi
+if [[ "$DEVICE" == auto ]] && ! command -v nvidia-smi >/dev/null; then DEVICE=cpu; fi
+if [[ "$DEVICE" == auto || "$DEVICE" == gpu ]]; then
+    GPUS="$(python -m guardrail.core.gpus --device "$DEVICE")"
+    if [[ -n "$GPUS" ]]; then DEVICE=gpu; else DEVICE=cpu; fi
 fi
 case "$DEVICE" in
 gpu)
-    GPUS="${GPUS:-0,1,2,3}"
+    export CUDA_DEVICE_ORDER="${CUDA_DEVICE_ORDER:-PCI_BUS_ID}" # the numbers of nvidia-smi
+    if [[ "${DS_ACCELERATOR:-}" == cpu ]]; then unset DS_ACCELERATOR; fi # from a login node without a GPU
     IFS=, read -ra GPU_LIST <<<"$GPUS"
     NUM_PROCESSES="${#GPU_LIST[@]}"
     DEEPSPEED_WHERE=(--include "localhost:$GPUS")

@@ -5,13 +5,18 @@
 #   bash scripts/study.sh configs/studies/quickstart.yaml --plan     # stages, hours, disk, judge calls; runs nothing
 #   bash scripts/study.sh configs/studies/quickstart.yaml --dry-run  # the jobs that would run
 #
+# Jobs run side by side. On a GPU machine the GPUs decide how many: training takes all of GPUS (their number is part of
+# its key), every other job TENSOR_PARALLEL of them, mixing none; no two jobs ever share one, nor do two studies.
+#
 # Further arguments go to Snakemake. A failed stage leaves the other cells alone; its cell is marked FAILED.
 set -euo pipefail
 source "$(dirname "$0")/help.sh" "" "$@"
 
 STUDY="${1:?usage: bash scripts/study.sh configs/studies/NAME.yaml [snakemake options]}" # the study file
 shift
-JOBS="${JOBS:-$(nproc)}"        # stages run side by side, one core each on a CPU machine
+JOBS="${JOBS:-}"                # most jobs side by side; empty: the cores of a CPU machine, or GPUs and $CPU_JOBS
+CPU_JOBS="${CPU_JOBS:-2}"       # of these on a GPU machine: jobs that need no GPU
+TENSOR_PARALLEL="${TENSOR_PARALLEL:-1}" # GPUs of a job that does not train, on a GPU machine
 OUTPUTS="${OUTPUTS:-outputs}"   # results go to $OUTPUTS/<study>/
 SIZE="${SIZE:-}"                # replace the study's subset sizes, e.g. 500 or 500,1000
 SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
@@ -21,6 +26,9 @@ TASKS="${TASKS:-}"              # keep only these tasks, e.g. list,pure_bad
 STUDY="$(realpath -m -- "$STUDY")"
 source "$(dirname "$0")/setup.sh"
 unset MASTER_PORT # every job finds its own: jobs run side by side
+if [[ "$DEVICE" == gpu ]]; then N_GPUS="${#GPU_LIST[@]}"; else GPUS='' N_GPUS=0; fi
+if [[ -z "$JOBS" && "$DEVICE" == gpu ]]; then JOBS=$((N_GPUS + CPU_JOBS)); fi
+JOBS="${JOBS:-$(nproc)}"
 
 CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SIZE" ]] || CHECK+=(--sizes "$SIZE")
@@ -43,12 +51,14 @@ CONFIG="$(value "$PLAN" study_config)"
 exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
-SCHEDULE="$(python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES")"
+SCHEDULE="$(python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES" \
+    "--gpus=$GPUS" --gpus_per_job "$TENSOR_PARALLEL")"
 if [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; then
     # Snakemake only schedules: what runs is decided by guardrail.study.schedule. The two sed lines drop its chatter from
     # the terminal; .snakemake/log/ keeps everything.
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" snakemake --snakefile "$REPO/workflow/Snakefile" \
-        --config "jobs=$(value "$SCHEDULE" jobs)" --cores "$JOBS" --keep-going --rerun-incomplete --nolock --quiet rules \
+        --config "jobs=$(value "$SCHEDULE" jobs)" --cores "$JOBS" \
+        --resources "gpus=$N_GPUS" "cpu_jobs=$CPU_JOBS" --keep-going --rerun-incomplete --nolock --quiet rules \
         "$@" 2>&1 >/dev/null |
         sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log|Touching output file)/d' \
             -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||

@@ -151,6 +151,7 @@ def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
             {"judgements": (key, (f"{folder}/{judge_file(name)}",))},
             [answers],
             f"{safety}/{name}.log",
+            gpus="one" if local else "none",
         )
 
 

@@ -23,7 +23,8 @@ class Job:
     """One process of one stage.
 
     ``command`` and ``variables`` are the script with its arguments and its whole set of settings; ``needs`` names the
-    jobs whose files it reads; ``log`` is relative to the study's folder, as are the files of ``products``.
+    jobs whose files it reads; ``log`` is relative to the study's folder, as are the files of ``products``. ``gpus``
+    says how many it takes on a GPU machine (`guardrail.study.leases`): "all", "one" or "none"; it is in no key.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Job:
     products: tuple[Product, ...]
     needs: tuple[str, ...]
     log: str
+    gpus: str
 
     def product(self, name: str | None = None) -> Product:
         """The product of that name; without a name the only one."""
@@ -81,10 +83,12 @@ class JobMaker:
         products: Mapping[str, tuple[Key, tuple[str, ...]]],
         needs: list[str],
         log: str,
+        gpus: str = "one",
     ) -> None:
         made = tuple(Product(product, key, files) for product, (key, files) in products.items())
         texts = {key: "" if value is None else str(value) for key, value in variables.items()}
-        self.jobs[name] = Job(name, stage, title, tuple(command), texts, made, tuple(dict.fromkeys(needs)), log)
+        needed = tuple(dict.fromkeys(needs))
+        self.jobs[name] = Job(name, stage, title, tuple(command), texts, made, needed, log, gpus)
 
     def key_of(self, job: str, product: str | None = None) -> Key:
         return self.jobs[job].product(product).key

@@ -53,16 +53,18 @@ class Stage:
     n_reuse: int
     seconds_each: float
     source: str
-    uses_gpu: bool = True
+    gpus: str = "one"
 
     @property
     def n_run(self) -> int:
         return self.n_total - self.n_reuse
 
     def seconds(self, n_gpus: int) -> float:
-        """Wall-clock of what will run. Assumed GPU seconds are of one GPU, measured ones of the whole job."""
+        """Wall-clock of what will run, GPUs side by side. Assumed seconds are of one GPU, measured ones of a whole job,
+        which has all GPUs if it trains."""
         seconds = self.n_run * self.seconds_each
-        return seconds / n_gpus if self.uses_gpu and self.source == "assumed" else seconds
+        shared = self.gpus == "one" or (self.gpus == "all" and self.source == "assumed")
+        return seconds / n_gpus if shared else seconds
 
 
 def parameters(study: Study) -> float:
@@ -143,16 +145,17 @@ def plan_stages(grid: Grid) -> list[Stage]:
     stages = []
     for name in dict.fromkeys(job.stage for job in jobs.values()):
         members = [job.name for job in jobs.values() if job.stage == name]
+        gpus = jobs[members[0]].gpus
         found = measured(grid, members)
         source = "assumed" if found is None else f"measured on {found[1]}"
         seconds = guesses.get(name, reading(answers)) if found is None else found[0]
         n_done = len(members) - len(waiting.intersection(members))
-        stages.append(Stage(name, len(members), n_done, seconds, source, name not in ("select", "mix")))
+        stages.append(Stage(name, len(members), n_done, seconds, source, gpus))
     return stages
 
 
 def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
-    """The plan as one JSON-able object; hours are wall-clock of one job after the other, GPU-hours times GPUs."""
+    """The plan as one JSON-able object; hours are wall-clock with all GPUs busy (on a CPU one job after the other)."""
     study = grid.study
     stages = plan_stages(grid)
     N = parameters(study)
@@ -164,7 +167,7 @@ def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
     width = 128 if study.sandbox else 4096
     n_jobs = 1 if study.sandbox else n_gpus
     wall = {stage.stage: stage.seconds(n_jobs) for stage in stages}
-    gpu_seconds = sum(wall[stage.stage] * n_jobs for stage in stages if stage.uses_gpu)
+    gpu_seconds = sum(wall[stage.stage] * n_jobs for stage in stages if stage.gpus != "none")
     return {
         "study": study.name,
         "cells": len(grid.cells),

@@ -2,12 +2,14 @@
 
     python -m guardrail.study.run_job outputs/quickstart/jobs.json align.random_sim_1000.seed42
 
-Called by the scheduler (workflow/Snakefile). The job's own output goes to its log; a failure leaves one line there and
+Called by the scheduler (workflow/Snakefile). On a GPU machine the job waits here for its GPUs, and sees only those
+(`guardrail.study.leases`). The job's own output goes to its log; a failure leaves one line there and
 in `records/<job>/failed.json`. Whatever happens, an old result is gone before the new one is begun.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from guardrail.core.places import RESOURCES, WORK
 from guardrail.core.provenance import JOB_KEY_VARIABLE
 from guardrail.study.environment import stage_environment
 from guardrail.study.jobs import Job
+from guardrail.study.leases import CPU_MACHINE, Machine, devices_of
 from guardrail.study.records import (
     clear_failure,
     clear_product,
@@ -30,7 +33,7 @@ from guardrail.study.records import (
     write_failure,
     write_record,
 )
-from guardrail.study.schedule import read_schedule
+from guardrail.study.schedule import read_machine, read_schedule
 
 LAST_LINES = 400
 
@@ -87,11 +90,18 @@ def execute(root: Path, job: Job, shell: dict[str, str]) -> int:
     environment = stage_environment(shell, {**job.variables, JOB_KEY_VARIABLE: job.products[0].key.value})
     with open(log_file, "wb") as handle:
         return subprocess.run(
-            [*interpreter, str(RESOURCES / script), *arguments], cwd=WORK, env=environment, stdout=handle, stderr=handle
+            [*interpreter, str(RESOURCES / script), *arguments],
+            cwd=WORK,
+            env=environment,
+            stdout=handle,
+            stderr=handle,
+            close_fds=False,  # the locks of its GPUs, which are open for children, live as long as the stage
         ).returncode
 
 
-def run_job(root: Path, jobs: dict[str, Job], name: str, shell: dict[str, str]) -> dict[str, Any]:
+def run_job(
+    root: Path, jobs: dict[str, Job], name: str, shell: dict[str, str], machine: Machine = CPU_MACHINE, ranks: int = 1
+) -> dict[str, Any]:
     """Run ``name`` and record its products. Raises ``UserError`` when it, or what it needs, failed."""
     if name not in jobs:
         raise unknown("job", name, jobs)
@@ -104,10 +114,12 @@ def run_job(root: Path, jobs: dict[str, Job], name: str, shell: dict[str, str]) 
     started = time.time()
     clear_failure(root, name)
     if not finished_before(root, job):
-        for product in job.products:
-            if not product_state(root, name, product).done:
-                clear_product(root, name, product)
-        code = execute(root, job, shell)
+        with devices_of(job, machine, ranks, shell) as devices:
+            started = time.time()  # waiting for a GPU is not the job's time
+            for product in job.products:
+                if not product_state(root, name, product).done:
+                    clear_product(root, name, product)
+            code = execute(root, dataclasses.replace(job, variables={**job.variables, **devices}), shell)
         if code != 0:
             reason = why(root / job.log, code)
             write_failure(root, name, job.products, reason, str(root / job.log))
@@ -126,7 +138,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     root, jobs, _ = read_schedule(Path(args.jobs))
     if args.job in jobs:
         log(f"{time.strftime('%H:%M:%S')}  {jobs[args.job].title}")
-    return run_job(root, jobs, args.job, dict(os.environ))
+    machine, ranks = read_machine(Path(args.jobs))
+    return run_job(root, jobs, args.job, dict(os.environ), machine, ranks)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import Parser, log, positive_int, run
+from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
+from guardrail.core.gpus import SLURM_JOB, split_names
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
 from guardrail.study.keys import Key
+from guardrail.study.leases import CPU_MACHINE, Machine
 from guardrail.study.records import Product, State
 
 JOBS_FILE = "jobs.json"
@@ -66,7 +69,12 @@ def recorded_setup(grid: Grid) -> tuple[str, int]:
 
 
 def write_schedule(
-    grid: Grid, jobs: dict[str, Job], run_names: list[str], trainer: str = OUR_TRAINER, ranks: int = 1
+    grid: Grid,
+    jobs: dict[str, Job],
+    run_names: list[str],
+    trainer: str = OUR_TRAINER,
+    ranks: int = 1,
+    machine: Machine = CPU_MACHINE,
 ) -> Path:
     """Write `jobs.json`, and clear the scheduler's markers of an earlier run."""
     shutil.rmtree(grid.folder / MARKERS, ignore_errors=True)
@@ -75,6 +83,7 @@ def write_schedule(
         "root": str(grid.folder),
         "trainer": trainer,
         "ranks": ranks,
+        "machine": dataclasses.asdict(machine),
         "jobs": [dataclasses.asdict(job) for job in jobs.values()],
         "run": run_names,
     }
@@ -101,6 +110,21 @@ def read_schedule(path: Path) -> tuple[Path, dict[str, Job], list[str]]:
         parts = {"command": tuple(raw["command"]), "products": products, "needs": tuple(raw["needs"])}
         jobs[raw["name"]] = Job(**{**raw, **parts})
     return Path(content["root"]), jobs, content["run"]
+
+
+def read_machine(path: Path) -> tuple[Machine, int]:
+    """The machine that the schedule counts on, and the processes of a training job."""
+    content = read_json(path)
+    machine = content["machine"]
+    return Machine(**{**machine, "gpus": tuple(machine["gpus"])}), content["ranks"]
+
+
+def this_machine(gpus: str, per_job: int) -> Machine:
+    """The GPUs ``gpus`` (`0,1,2,3`; empty on a CPU machine). Raises ``UserError`` where a job wants more."""
+    names = split_names(gpus, "--gpus")
+    if names and per_job > len(names):
+        raise UserError(f"TENSOR_PARALLEL={per_job} is more than the {len(names)} GPUs of GPUS={gpus}")
+    return Machine(tuple(names), per_job, os.environ.get(SLURM_JOB))
 
 
 def reasons(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str]) -> list[str]:
@@ -158,7 +182,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job")
+    parser.add_argument("--gpus", default="", help="GPUs that the jobs share, as 0,1,2,3; empty on a CPU machine")
+    parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="GPUs of a job that does not train")
     args = parser.parse_args(argv)
+    machine = this_machine(args.gpus, args.gpus_per_job)
     grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
     if grid.study.sandbox:
         make_sandbox_models(grid.study)
@@ -167,7 +194,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
     show(jobs, states, names, N_REASONS)
-    path = write_schedule(grid, jobs, names, trainer, ranks)
+    path = write_schedule(grid, jobs, names, trainer, ranks, machine)
     return {"jobs": str(path), "n_jobs": len(jobs), "n_run": len(names)}
 
 

@@ -144,6 +144,7 @@ def mix(maker: JobMaker, alignment: Alignment) -> None:
         {"split": (make_key("mix", options, inputs, needs), files)},
         upstream,
         f"logs/mix_{alignment.name}_seed{alignment.seed}.log",
+        gpus="none",
     )
 
 
@@ -186,7 +187,8 @@ def training(
     files = (f"{folder}/slice_end", f"{folder}/losses.jsonl", f"{folder}/run.json")
     key = make_key(stage, options, {**inputs, "style": maker.style}, needs)
     products = {"checkpoint": (key, files)}
-    maker.add(name, stage, title, [script], {**settings, **variables}, products, list(upstream.values()), log)
+    settings |= variables
+    maker.add(name, stage, title, [script], settings, products, list(upstream.values()), log, gpus="all")
 
 
 def align(maker: JobMaker, alignment: Alignment) -> None:
