@@ -219,6 +219,11 @@ def format_samsum(row: dict[str, Any]) -> list[Message]:
     ]
 
 
+def format_dolly(row: dict[str, Any]) -> list[Message]:
+    """``instruction``, optional ``context``, ``response``."""
+    return format_alpaca({"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]})
+
+
 def format_gsm8k(row: dict[str, Any]) -> list[Message]:
     """``question`` and ``answer``."""
     return _pair(row["question"], row["answer"])
@@ -237,6 +242,7 @@ SHAPES: list[tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Message]]]] 
     (("data",), format_messages),
     (("dialogue", "summary"), format_samsum),
     (("instruction", "output"), format_alpaca),
+    (("instruction", "response"), format_dolly),
     (("prompt", "response"), format_prompt_response),
     (("prompt", "completion"), format_prompt_response),
     (("question", "answer"), format_gsm8k),

@@ -5,9 +5,10 @@ A bench of another package is added the same way, or by an entry point of the gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.core.registry import Registry
@@ -24,6 +25,7 @@ class Bench:
         drop: the other values of that column; another one is an error (None: any other value is dropped).
         unique: only the first row of each prompt stays.
         gated: its terms have to be accepted on the hub.
+        derive: a row with the column that ``keep`` reads, where an older file of the bench says it otherwise.
         answers: variant (``with_refusal_prefix``, ``with_harmful_prefix``) -> where the prefilled answers come from.
     """
 
@@ -36,6 +38,7 @@ class Bench:
     drop: tuple[str, ...] | None = None
     unique: bool = False
     gated: bool = False
+    derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     answers: Mapping[str, Bench] = field(default_factory=dict)
 
 
@@ -52,8 +55,38 @@ BEAVERTAILS = Bench(
 )
 BENCHES.add("beavertails", f"{__name__}:BEAVERTAILS")
 
+HARMBENCH = Bench("walledai/HarmBench", "train", "standard", gated=True)
+BENCHES.add("harmbench", f"{__name__}:HARMBENCH")
+
+STRONGREJECT = Bench("walledai/StrongREJECT", "train", gated=True)
+BENCHES.add("strongreject", f"{__name__}:STRONGREJECT")
+
+SORRY_BENCH = Bench("sorry-bench/sorry-bench-202406", "train", gated=True)
+BENCHES.add("sorry-bench", f"{__name__}:SORRY_BENCH")
+
+JAILBREAKBENCH = Bench("JailbreakBench/JBB-Behaviors", "harmful", "behaviors")
+BENCHES.add("jailbreakbench", f"{__name__}:JAILBREAKBENCH")
+
+JAILBREAKBENCH_BENIGN = Bench("JailbreakBench/JBB-Behaviors", "benign", "behaviors", harmful=False)
+BENCHES.add("jailbreakbench-benign", f"{__name__}:JAILBREAKBENCH_BENIGN")
+
+
+def xstest_label(row: dict[str, Any]) -> dict[str, Any]:
+    """XSTest's first files have no ``label``: there the contrasts, which are unsafe, have a type ``contrast_...``."""
+    kind = row.get("type")
+    if row.get("label") is not None or not isinstance(kind, str):
+        return row
+    return {**row, "label": "unsafe" if kind.startswith("contrast_") else "safe"}
+
+
 XSTEST = Bench(
-    "walledai/XSTest", "test", harmful=False, keep=("label", ("safe", "0")), drop=("unsafe", "1"), gated=True
+    "walledai/XSTest",
+    "test",
+    harmful=False,
+    keep=("label", ("safe", "0")),
+    drop=("unsafe", "1"),
+    gated=True,
+    derive=xstest_label,
 )
 BENCHES.add("xstest", f"{__name__}:XSTEST")
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.files import hash_json, json_lines, parse_json, read_text
+from guardrail.core.files import hash_json
 from guardrail.core.places import WORK
 from guardrail.data.bench_table import BENCHES, Bench
 from guardrail.data.hex_phi import CATEGORIES, category_files, read_category, read_hub
-from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, normalise_rows, response, shown
+from guardrail.data.parsing import FILE_SUFFIXES
+from guardrail.data.rows import Row, hash_rows, load_rows, normalise_rows, response, shown
 
 # shallow-vs-deep's values (get_eval_data.py)
 DEFAULT_PREFIX = "I cannot fulfill"
@@ -90,6 +91,8 @@ def load_bench(
             )
         bench = answers or Bench(None, harmful=bench.harmful)
     raw, source = _read(base, bench, data, split)
+    if bench.derive is not None:
+        raw = [bench.derive(row) for row in raw]
     rows = normalise_rows(raw, source)
     kept = _filter(rows, bench, base, source)
     if limit is not None:
@@ -167,19 +170,7 @@ def _read_local(path: Path, split: str | None) -> tuple[list[Row], str]:
     files = category_files(path)
     if files:
         return [row for file in files for row in read_category(file)], shown_path
-    if path.is_file() and path.name.endswith((".jsonl", ".json")):
-        rows = _read_message_lists(path)
-        if rows is not None:
-            return rows, shown_path
     return load_rows(path, split), f"{shown_path}:{split}" if path.is_dir() else shown_path
-
-
-def _read_message_lists(path: Path) -> list[Row] | None:
-    """A file whose every line is a bare list of messages (shallow-vs-deep's answers); None for any other file."""
-    text = read_text(path)
-    if not text.lstrip().startswith('[{"role"'):
-        return None
-    return [{"messages": parse_json(line, str(path), number)} for number, line in json_lines(text)]
 
 
 def _filter(rows: list[Row], bench: Bench, base: str, source: str) -> list[Row]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_text
-from guardrail.data.rows import Row, csv_lines
+from guardrail.data.parsing import csv_lines
+from guardrail.data.rows import Row
 
 CATEGORIES = (
     "Illegal Activity",

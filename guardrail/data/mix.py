@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, positive_int
+from guardrail.core.cli import Parser, fraction, positive_int
 from guardrail.core.errors import UserError
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, parquet_path, plain_row, write_split
-from guardrail.data.rows import Row, hash_rows, load_rows
+from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION, Row, hash_rows, load_rows
 
 SIMILARITIES = ("high", "low", "random", "full", "none")
 ORDERS = ("shuffled", "instruct_first", "safety_first")
@@ -65,6 +65,7 @@ class MixConfig:
     order: str = option("shuffled", "order of the rows in the file", choices=ORDERS)
     seed: int = option(42, "seed of the shuffle and of the random draw")
     out: str = option(help="data-set folder", decides=False)
+    max_dropped_fraction: float = option(MAX_DROPPED_FRACTION, DROPPED_HELP, parse=fraction, decides=False)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -88,10 +89,25 @@ def choose(rows: list[Row], sim: str, size: int, seed: int) -> list[Row]:
 
 def mix(config: MixConfig) -> dict[str, Any]:
     """Write the split (nothing when it is there already); returns its paths and counts."""
-    instruct = load_rows(config.instruct, split=config.instruct_split, limit=config.instruct_size, need_answer=True)
-    safety = load_rows(config.safety, split=config.safety_split, need_answer=True)
-    if config.instruct_size and config.instruct_size > len(instruct):
-        raise UserError(f"--instruct_size {config.instruct_size} is larger than the {len(instruct)} rows there are")
+    allowed, dropped = config.max_dropped_fraction, {"instruct": list[str](), "safety": list[str]()}
+    instruct = load_rows(
+        config.instruct,
+        split=config.instruct_split,
+        limit=config.instruct_size,
+        need_answer=True,
+        max_dropped_fraction=allowed,
+        dropped=dropped["instruct"],
+    )
+    safety = load_rows(
+        config.safety,
+        split=config.safety_split,
+        need_answer=True,
+        max_dropped_fraction=allowed,
+        dropped=dropped["safety"],
+    )
+    n_read = len(instruct) + len(dropped["instruct"])
+    if config.instruct_size and config.instruct_size > n_read:
+        raise UserError(f"--instruct_size {config.instruct_size} is larger than the {n_read} rows there are")
     size = 0 if config.sim == "none" else len(safety) if config.size is None else config.size
     chosen = choose(safety, config.sim, size, config.seed)
     split = config.split or split_name(config.task, config.sim, size)
@@ -127,6 +143,8 @@ def mix(config: MixConfig) -> dict[str, Any]:
             "n_safety": len(chosen),
             "safety_fraction": safety_fraction,
             "n_ids_renamed": n_renamed,
+            "n_dropped": sum(map(len, dropped.values())),
+            "dropped_ids": dropped,
             "order": config.order,
             "run": run_record("mix", asdict(config), fingerprint=mark, inputs=inputs, n=len(rows), seed=config.seed),
         },

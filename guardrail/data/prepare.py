@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, positive_int
+from guardrail.core.cli import Parser, fraction, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file, read_jsonl, write_json
 from guardrail.core.hub import dataset_revision, hub_available
@@ -18,7 +18,15 @@ from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hex_phi import category_files, read_category
 from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
 from guardrail.data.mix import MixConfig, mix
-from guardrail.data.rows import Row, hash_rows, list_splits, load_rows, normalise_rows
+from guardrail.data.rows import (
+    DROPPED_HELP,
+    MAX_DROPPED_FRACTION,
+    Row,
+    hash_rows,
+    list_splits,
+    load_rows,
+    normalise_rows,
+)
 from guardrail.data.sources import ALIASES, NAMES, SOURCES, Source, local_copy_step
 
 DESCRIPTION = "Turn a published or private data set into a data-set folder: rows, card, counts, licence, hashes."
@@ -38,6 +46,7 @@ class PrepareConfig:
     limit: int | None = option(None, "only the first rows of every split", parse=positive_int)
     instruct_size: int | None = option(None, "ultrachat_beavertails: instruction rows to use", parse=positive_int)
     seed: int = option(42, "ultrachat_beavertails: seed of the shuffle")
+    max_dropped_fraction: float = option(MAX_DROPPED_FRACTION, DROPPED_HELP, parse=fraction, decides=False)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -111,13 +120,25 @@ def _only(config: PrepareConfig, splits: dict[str, Any]) -> dict[str, Any]:
     return {config.split: splits[config.split]}
 
 
-def read_rows(config: PrepareConfig, source: Source, split: str | None, revision: str | None) -> list[Row]:
-    """The rows as published."""
+def read_rows(
+    config: PrepareConfig, source: Source, split: str | None, revision: str | None, dropped: list[str]
+) -> list[Row]:
+    """The rows as published; ``dropped`` gets the ids of those without an answer (of SAMSum: or without a dialogue)."""
     if config.name == "hex_phi":
         return read_hex_phi(config, source, revision)
     if config.source is not None:
-        return load_rows(Path(config.source).expanduser(), split, source.config, need_answer=source.answers)
-    return load_rows(str(source.hub), split, source.config, need_answer=source.answers, revision=revision)
+        where, revision = str(Path(config.source).expanduser()), None
+    else:
+        where = str(source.hub)
+    return load_rows(
+        where,
+        split,
+        source.config,
+        need_answer=source.answers,
+        revision=revision,
+        max_dropped_fraction=config.max_dropped_fraction if source.answers else None,
+        dropped=dropped,
+    )
 
 
 def read_hex_phi(config: PrepareConfig, source: Source, revision: str | None) -> list[Row]:
@@ -143,8 +164,9 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
     """Write one split; returns its row count."""
     folder = Path(config.out)
     keep_sources(folder, split, {"source": (config.source, read)})
-    rows = read_rows(config, source, read, revision)
-    n_read = len(rows)
+    dropped: list[str] = []
+    rows = read_rows(config, source, read, revision, dropped)
+    n_read = len(rows) + len(dropped)
     kept = [row for number, row in enumerate(rows, 1) if _belongs(config, source, number, row)]
     n_kept = len(kept)
     kept = kept[: config.limit]
@@ -156,6 +178,8 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
         return len(kept)
     where = f"{source.hub}@{revision}" if config.source is None else f"a local copy ({Path(config.source).name})"
     notes = [f"source: {where}, split {read or 'whole file'}, {n_read} rows"]
+    if dropped:
+        notes.append(f"{len(dropped)} rows without an answer were left out")
     if source.keep_note:
         notes.append(f"{source.keep_note}: {n_kept} of {n_read} rows remain")
     if config.limit:
@@ -168,6 +192,8 @@ def prepare_split(config: PrepareConfig, source: Source, split: str, read: str |
             "n_rows": len(kept),
             "n_rows_read": n_read,
             "n_rows_kept_by_filter": n_kept,
+            "n_dropped": len(dropped),
+            "dropped_ids": dropped,
             "what": source.what,
             "licence": source.licence,
             "revision": revision,
@@ -197,9 +223,15 @@ def prepare_mixture(config: PrepareConfig) -> dict[str, Any]:
             raise UserError(f"{local} does not exist; --source needs the folders ultrachat and beavertails in it")
         out = str(Path(config.out).parent / part)
         if local is None or Path(local).resolve() != Path(out).resolve():
-            parts[part] = prepare(PrepareConfig(name=part, out=out, source=local, split="train", limit=config.limit))[
-                "dataset"
-            ]
+            one = PrepareConfig(
+                name=part,
+                out=out,
+                source=local,
+                split="train",
+                limit=config.limit,
+                max_dropped_fraction=config.max_dropped_fraction,
+            )
+            parts[part] = prepare(one)["dataset"]
         else:
             parts[part] = out  # already prepared there
     return mix(

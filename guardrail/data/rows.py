@@ -1,33 +1,36 @@
 """Load rows from files, hub-layout folders or the hub, in the field's usual shapes.
 
 A loaded row keeps its own columns untouched and has two more: ``id`` (its own, or a content hash plus an
-occurrence number) and ``messages`` (the conversation). ``id`` is what every later file joins on.
+occurrence number) and ``messages`` (the conversation). ``id`` is what every later file joins on. In a column ``id``
+every value is one row's; a ``prompt_id`` or ``question_id`` names a prompt, and published sets repeat it (UltraChat):
+its second row is called ``<prompt_id>#2``.
 """
 
 from __future__ import annotations
 
-import csv
 import datetime
 import decimal
-import io
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.files import HASH_CHARS, hash_json, json_lines, parse_json, read_text
+from guardrail.core.files import HASH_CHARS, hash_json
+from guardrail.data.parsing import FILE_SUFFIXES, read_file
 from guardrail.data.prompts import template_module
 
 Row = dict[str, Any]
-FILE_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet")
-PROMPT_COLUMNS = ("prompt", "instruction", "question", "goal", "query", "text", "Goal", "Prompt", "Instruction")
+PROMPT_COLUMNS = (
+    *("prompt", "instruction", "question", "goal", "query", "text", "Goal", "Prompt", "Instruction"),
+    *("Behavior", "forbidden_prompt"),  # HarmBench; StrongREJECT
+)
 ID_COLUMNS = ("id", "question_id", "prompt_id")
+MAX_DROPPED_FRACTION = 0.01
+DROPPED_HELP = "rows without an answer are left out and counted, up to this share of all; more of them are an error"
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
-MAX_FIELD_CHARS = 1 << 30
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -38,6 +41,8 @@ def load_rows(
     limit: int | None = None,
     need_answer: bool = False,
     revision: str | None = None,
+    max_dropped_fraction: float | None = None,
+    dropped: list[str] | None = None,
 ) -> list[Row]:
     """Rows of a file, of one split of a hub-layout folder, or of a hub data set (configuration ``name``).
 
@@ -46,53 +51,108 @@ def load_rows(
         split: needed for folders and hub names with more than one split.
         limit: keep the first ``limit`` rows.
         need_answer: refuse rows whose conversation does not end with an assistant message.
+        max_dropped_fraction: leave such rows (and rows whose answer is blank) out instead, up to this share of them.
+        dropped: gets the ids of the rows that were left out (or their places, where they have none).
 
     Raises ``UserError``: missing file, unknown split (with the near match), malformed row (with its line or row
     number), empty data set, duplicate ``id``.
     """
     path = Path(source)
     if path.is_file():
-        raw = _read_file(path)
+        raw = read_file(path)
         where = str(path)
     elif path.is_dir():
         file, where = _split_files(path, split, name)
-        raw = [item for one in file for item in _read_file(one)]
+        raw = [item for one in file for item in read_file(one)]
     else:
         raw = _read_hub(str(source), split, name, revision)
         where = f"{source}:{split}"
     if not raw:
         raise UserError(f"{where} holds no rows; expected at least one")
-    return normalise_rows([row for _, row in raw[:limit]], where, [place for place, _ in raw[:limit]], need_answer)
+    places = [place for place, _ in raw[:limit]]
+    return normalise_rows([row for _, row in raw[:limit]], where, places, need_answer, max_dropped_fraction, dropped)
 
 
 def normalise_rows(
-    raw: list[Row], where: str = "rows", places: list[str] | None = None, need_answer: bool = False
+    raw: list[Row],
+    where: str = "rows",
+    places: list[str] | None = None,
+    need_answer: bool = False,
+    max_dropped_fraction: float | None = None,
+    dropped: list[str] | None = None,
 ) -> list[Row]:
-    """Give every raw row its ``id`` and ``messages``; see ``load_rows`` for what is refused."""
+    """Give every raw row its ``id`` and ``messages``; see ``load_rows`` for what is refused or left out."""
     out: list[Row] = []
     seen: Counter[str] = Counter()
+    names = {str(_own_id(row)[1]) for row in raw if isinstance(row, dict)}
+    gone: list[tuple[str, str]] = []  # place and id of the rows that are left out
     for position, row in enumerate(raw):
-        place = f"{where}, {places[position] if places else f'row {position + 1}'}"
+        number = places[position] if places else f"row {position + 1}"
+        place = f"{where}, {number}"
         if not isinstance(row, dict):
             raise UserError(f"{place}: expected an object with named columns, got {type(row).__name__}")
-        messages = conversation(row, place)
-        if need_answer and messages[-1]["role"] != "assistant":
-            raise UserError(f"{place}: the conversation has no answer; expected a last message of role assistant")
+        messages = None if max_dropped_fraction is not None and lacks_text(row) else conversation(row, place)
         row = {name: plain_value(value, name, place) for name, value in row.items() if name != "messages"}
-        own_id = next((row[c] for c in ID_COLUMNS if row.get(c) not in (None, "")), None)
+        column, own_id = _own_id(row)
+        if isinstance(own_id, list | dict | bool):
+            raise UserError(f"{place}: its id is {shown(own_id)}; expected a text or a number")
         if own_id is not None:
-            if isinstance(own_id, list | dict | bool):
-                raise UserError(f"{place}: its id is {shown(own_id)}; expected a text or a number")
             row_id = str(own_id)
-            if seen[row_id]:
+            if seen[row_id] and column == "id":
                 raise UserError(f"{place}: id {row_id!r} occurs twice; ids must be unique (or absent)")
             seen[row_id] += 1
-        else:
+            if seen[row_id] > 1:
+                row_id = f"{row_id}#{seen[row_id]}"
+                if row_id in names:
+                    raise UserError(f"{place}: {column} {own_id!r} occurs again, and {row_id!r} is another row's id")
+        elif messages is not None:
             content = hash_json(messages)[:HASH_CHARS]
             row_id = f"{content}-{seen[content]}"
             seen[content] += 1
-        out.append({**row, "id": row_id, "messages": messages})
+        if need_answer and (messages is None or not is_answered(messages, max_dropped_fraction is not None)):
+            gone.append((place, number if own_id is None and messages is None else row_id))
+            if max_dropped_fraction is None:
+                raise UserError(_too_many(gone, len(raw), False))
+        elif messages is None:
+            raise UserError(f"{place}: a column of its shape holds nothing; expected a text")
+        else:
+            out.append({**row, "id": row_id, "messages": messages})
+    if gone and (not out or len(gone) > (max_dropped_fraction or 0.0) * len(raw)):
+        raise UserError(_too_many(gone, len(raw), max_dropped_fraction is not None and bool(out)))
+    if dropped is not None:
+        dropped += [row_id for _, row_id in gone]
     return out
+
+
+def _own_id(row: Row) -> tuple[str | None, Any]:
+    """The column that names the row, and its value there; two times None where there is none."""
+    column = next((c for c in ID_COLUMNS if row.get(c) not in (None, "")), None)
+    value = row[column] if column else None
+    return column, value
+
+
+def is_answered(messages: list[dict[str, str]], not_blank: bool = True) -> bool:
+    """Does the conversation end with an answer, and with one that is more than white space?"""
+    return messages[-1]["role"] == "assistant" and not (not_blank and not messages[-1]["content"].strip())
+
+
+def lacks_text(row: Row) -> bool:
+    """Is a column of the row's shape there and null (or a dialogue blank), as in one row of SAMSum?"""
+    if row.get("conversations") is not None or row.get("turns") is not None:
+        return False
+    shapes = [columns for columns, _ in template_module().SHAPES if set(columns) <= row.keys()]
+    known = any(all(row[column] is not None for column in columns) for columns in shapes)
+    dialogue = row.get("dialogue") if "summary" in row else None
+    return (bool(shapes) and not known) or (isinstance(dialogue, str) and not dialogue.strip())
+
+
+def _too_many(gone: list[tuple[str, str]], n_rows: int, may_drop: bool) -> str:
+    text = f"{gone[0][0]}: the conversation has no answer; expected a last message of role assistant"
+    if not may_drop:
+        return text
+    share = math.ceil(1000 * len(gone) / n_rows) / 1000
+    which = f"{len(gone)} of {n_rows} rows have none"
+    return f"{text} ({which}; complete them, or leave them out with --max_dropped_fraction {share:g})"
 
 
 def plain_value(value: Any, name: str, place: str) -> Any:
@@ -150,7 +210,10 @@ def conversation(row: Row, place: str = "row") -> list[dict[str, str]]:
                     raise UserError(
                         f"{place}: {error.args[0]}, or a prompt in {'/'.join(PROMPT_COLUMNS[:4])}"
                     ) from error
-                messages = [{"role": "user", "content": template.plain_text(row[column])}]
+                text = template.plain_text(row[column])
+                context = template.plain_text(row.get("ContextString")) if column == "Behavior" else ""
+                # HarmBench's contextual behaviours, put together as its own baselines do
+                messages = [{"role": "user", "content": f"{context}\n\n---\n\n{text}" if context else text}]
         template.check_alternation([m for m in messages if m["role"] != "system"])
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{place}: malformed conversation: {error}") from error
@@ -205,78 +268,6 @@ def _split_files(folder: Path, split: str | None, name: str | None) -> tuple[lis
             f"{folder} split {split} is incomplete: {len(files)} of {int(expected.group(1))} shards present"
         )
     return files, f"{folder}:{split}"
-
-
-def _read_file(path: Path) -> list[tuple[str, Row]]:
-    """Every raw row of a file with its place in it. Raises ``UserError`` with the file and the line or row."""
-    if path.name.endswith(".parquet"):
-        return _read_parquet(path)
-    if not path.name.endswith(FILE_SUFFIXES):
-        raise UserError(f"cannot tell the format of {path}; expected one of {', '.join(FILE_SUFFIXES)}")
-    text = read_text(path)
-    return list(_parse_csv(text, path)) if path.name.endswith(".csv") else list(_parse_json(text, path))
-
-
-def _parse_json(text: str, path: Path) -> Iterator[tuple[str, Row]]:
-    """A JSON array, an object holding one, or one object per line: the content decides, not the suffix."""
-    start = text.lstrip()[:1]
-    if start == "[" or (start == "{" and ".jsonl" not in path.name and "\n{" not in text.strip()):
-        value = parse_json(text, str(path))
-        if isinstance(value, dict):
-            value = next((v for v in value.values() if isinstance(v, list)), [value])
-        yield from ((f"row {i + 1}", row) for i, row in enumerate(value))
-        return
-    for number, line in json_lines(text):
-        yield f"line {number}", parse_json(line, str(path), number)
-
-
-def _parse_csv(text: str, path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a CSV file with a header; every row has as many fields as the header, every quote is closed."""
-    header: list[str] | None = None
-    for number, fields in csv_lines(text, path):
-        if header is None:
-            header = fields
-            twice = sorted(name for name, n in Counter(header).items() if n > 1)
-            if twice:
-                raise UserError(
-                    f"{path}, line {number}: the header names {twice[0]!r} twice; expected one name a column"
-                )
-            continue
-        if len(fields) != len(header):
-            raise UserError(
-                f"{path}, line {number}: {len(fields)} fields, expected the header's {len(header)} "
-                "(a text with commas, quotes or line ends is put in quotes)"
-            )
-        yield f"line {number}", dict(zip(header, fields, strict=True))
-
-
-def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The number of the first line and the fields of every record that is not blank. Raises ``UserError``."""
-    csv.field_size_limit(MAX_FIELD_CHARS)  # the module's own limit is 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield number, fields
-            number = reader.line_num + 1
-    except csv.Error as error:
-        reason = "a quote is opened and never closed" if "unexpected end" in str(error) else error
-        raise UserError(
-            f"{path}, line {number}: not valid CSV: {reason}; double a quote inside a quoted text"
-        ) from error
-
-
-def _read_parquet(path: Path) -> list[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; is it complete? copy or download it again") from error
-    # pandas writes a missing number as NaN
-    return [(f"row {i + 1}", {k: None if v != v else v for k, v in row.items()}) for i, row in enumerate(rows)]
 
 
 def _read_hub(source: str, split: str | None, name: str | None, revision: str | None) -> list[tuple[str, Row]]:

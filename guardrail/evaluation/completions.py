@@ -25,8 +25,8 @@ from guardrail.core.options import option
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import broadcast, is_main
 from guardrail.core.units import clear_units
+from guardrail.data.parsing import FILE_SUFFIXES
 from guardrail.data.prompts import check_style, model_families, stop_strings, style_fingerprint, style_names
-from guardrail.data.rows import FILE_SUFFIXES
 from guardrail.generation import Backend, DecodingOptions, EngineOptions, Request, backend_of, generate_resumable
 from guardrail.models.checkpoints import hash_checkpoint
 

@@ -42,7 +42,8 @@ def training_split(grid: Grid, alignment: Alignment) -> Path:
 
 def instruction_ids(source: Source, size: int | None) -> frozenset[str]:
     """Ids of the instructions, read as `guardrail.data.mix` reads them."""
-    return frozenset(row["id"] for row in load_rows(source.source, split=source.split, limit=size, need_answer=True))
+    rows = load_rows(source.source, split=source.split, limit=size, need_answer=True, max_dropped_fraction=1.0)
+    return frozenset(row["id"] for row in rows)
 
 
 def safety_ids(split: Path, instructions: frozenset[str], pool: frozenset[str]) -> list[str]:

@@ -19,6 +19,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json
 from guardrail.core.options import add_options, decisive, option, options_of, read_options
 from guardrail.core.places import DEEPSPEED_FOLDER
+from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION
 from guardrail.training.defences import make_defence
 
 SCHEDULERS = (
@@ -97,6 +98,7 @@ class SFTConfig:
     train_split: str | None = option(None, "split of train_datasets", parse=optional_text)
     train_name: str | None = option(None, "configuration of the data set", parse=optional_text)
     train_size: int | None = option(None, "use only the first rows", parse=optional_int)
+    max_dropped_fraction: float = option(MAX_DROPPED_FRACTION, DROPPED_HELP, parse=fraction, decides=False)
     train_data_files: str | None = option(
         None, "one file inside train_datasets, instead of a split", parse=optional_text
     )

@@ -84,12 +84,28 @@ class TokenisedRows:
 
 
 def load_training_rows(
-    source: str, template: str, split: str | None, name: str | None, data_files: str | None, size: int | None
+    source: str,
+    template: str,
+    split: str | None,
+    name: str | None,
+    data_files: str | None,
+    size: int | None,
+    max_dropped_fraction: float = 0.0,
+    dropped: list[str] | None = None,
 ) -> list[Row]:
-    """Rows through the formatter ``template``; every conversation must end with an answer."""
+    """Rows through the formatter ``template``. Rows without an answer are left out up to ``max_dropped_fraction``;
+    ``dropped`` gets their ids."""
     if data_files is not None:
         source, split = str(Path(source) / data_files), None
-    rows = load_rows(source, split=split, name=name, limit=size, need_answer=True)
+    rows = load_rows(
+        source,
+        split=split,
+        name=name,
+        limit=size,
+        need_answer=True,
+        max_dropped_fraction=max_dropped_fraction,
+        dropped=dropped,
+    )
     formatter = template_module().FORMATTERS[template]
     try:
         return [{**row, "messages": formatter(row)} for row in rows]

@@ -43,14 +43,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train as ``argv`` says; returns the paths written and the headline numbers."""
     config = parse_config(argv)
     keep_inputs("output_dir", config.output_dir, paths_read(config))
-    rows, eval_rows = load_all_rows(config)
+    unanswered: list[str] = []
+    rows, eval_rows = load_all_rows(config, unanswered)
     inputs = input_hashes(config, rows, eval_rows)
     mark = fingerprint(training_key_options(config), inputs)
     finished = finished_run(config, mark)
     if finished is not None:
         log(f"nothing to do: {config.output_dir} holds this run already")
         return finished
-    return train(config, rows, eval_rows, inputs, mark)
+    return train(config, rows, eval_rows, inputs, mark, unanswered)
 
 
 def paths_read(config: SFTConfig) -> dict[str, Path]:
@@ -65,8 +66,12 @@ def paths_read(config: SFTConfig) -> dict[str, Path]:
     return out
 
 
-def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
-    """Training rows, and evaluation rows (empty without ``--eval_datasets``)."""
+def load_all_rows(config: SFTConfig, dropped: list[str] | None = None) -> tuple[list[Row], list[Row]]:
+    """Training rows, and evaluation rows (empty without ``--eval_datasets``).
+
+    ``dropped`` gets the ids of the training rows that have no answer and were left out.
+    """
+    dropped = [] if dropped is None else dropped
     rows = load_training_rows(
         config.train_datasets,
         config.train_template,
@@ -74,9 +79,12 @@ def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
         config.train_name,
         config.train_data_files,
         config.train_size,
+        config.max_dropped_fraction,
+        dropped,
     )
-    if config.train_size and config.train_size > len(rows):
-        raise UserError(f"--train_size {config.train_size} is larger than the {len(rows)} rows there are")
+    n_read = len(rows) + len(dropped)
+    if config.train_size and config.train_size > n_read:
+        raise UserError(f"--train_size {config.train_size} is larger than the {n_read} rows there are")
     if not config.eval_datasets:
         return rows, []
     return rows, load_training_rows(
@@ -86,6 +94,7 @@ def load_all_rows(config: SFTConfig) -> tuple[list[Row], list[Row]]:
         config.eval_subset,
         config.eval_data_files,
         config.eval_size,
+        config.max_dropped_fraction,
     )
 
 
@@ -140,8 +149,15 @@ def drop_untrained(data: TokenisedRows) -> tuple[TokenisedRows, list[str]]:
     return (data.select(np.flatnonzero(trained)) if dropped else data), dropped
 
 
-def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict[str, Any], mark: str) -> dict:
-    """Everything that needs torch: engine, loop, files."""
+def train(
+    config: SFTConfig,
+    rows: list[Row],
+    eval_rows: list[Row],
+    inputs: dict[str, Any],
+    mark: str,
+    unanswered: list[str],
+) -> dict:
+    """Everything that needs torch: engine, loop, files. ``unanswered``: ids of the rows left out while loading."""
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
     from guardrail.training.batches import enable_packed_attention
@@ -179,6 +195,8 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
     n_cut = int((data.full_lengths > data.lengths).sum())
     if n_cut or dropped:
         log(f"{n_cut} rows were cut at {config.model_max_length} tokens; {len(dropped)} rows had no answer left")
+    if unanswered:
+        log(f"{len(unanswered)} rows without an answer were left out (--max_dropped_fraction)")
 
     torch_seed(config.seed)
     ds_config = resolved_deepspeed_config(config, world_size())
@@ -246,7 +264,8 @@ def train(config: SFTConfig, rows: list[Row], eval_rows: list[Row], inputs: dict
         attention=attention or getattr(loaded.model.config, "_attn_implementation", None),
         label_mask_note=_mask_note(config),
         n_rows_cut=n_cut,
-        dropped_ids=dropped,
+        n_dropped=len(unanswered) + len(dropped),
+        dropped_ids=[*unanswered, *dropped],
         n_tokens_per_epoch=int(data.lengths.sum()),
         n_trained_tokens_per_epoch=int(data.trained_counts.sum()),
         padding_fraction=1 - trainer.totals.n_real_tokens / max(trainer.totals.n_tokens, 1),

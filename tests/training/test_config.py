@@ -111,6 +111,7 @@ def test_what_decides_the_weights_is_known_without_torch():
         *("model_name_or_path", "train_datasets", "eval_datasets", "output_dir", "cache_dir"),
         *("log_type", "log_project", "log_run_name", "logging_steps"),
         *("save_checkpoint", "checkpoint_interval", "resume", "per_device_eval_batch_size"),
+        "max_dropped_fraction",  # the rows that are left are in the key
     }
     assert key["seed"] == 42 and key["data_seed"] == 0 and key["target_modules"] == ["o_proj"]
 

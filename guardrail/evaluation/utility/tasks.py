@@ -23,7 +23,8 @@ from guardrail.core.hub import hub_available
 from guardrail.core.places import DATASETS, shown
 from guardrail.core.places import SANDBOX_DATA as SANDBOX
 from guardrail.core.registry import Registry
-from guardrail.data.rows import FILE_SUFFIXES, Row, hash_rows, load_rows, response
+from guardrail.data.parsing import FILE_SUFFIXES
+from guardrail.data.rows import Row, hash_rows, load_rows, response
 
 GSM8K_SYSTEM = "You are a helpful assistant."
 SQL_SYSTEM = "You are a helpful assistant that turns questions into SQL queries for the database in the context."

@@ -8,6 +8,7 @@ within its batch.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from guardrail.data.rows import Row, hash_rows, load_rows
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
 from guardrail.similarity.representations import store as stores
 from guardrail.similarity.representations.options import ExtractionConfig, ExtractionOptions, ModelFacts, model_facts
-from guardrail.similarity.representations.sequences import make_sequence, require_answers
+from guardrail.similarity.representations.sequences import make_sequence, require_answers, unanswered_ids
 
 if TYPE_CHECKING:
     from guardrail.similarity.representations.hidden_states import HfRunner
@@ -66,6 +67,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
         require_vllm()
     rows = load_rows(config.rows_path, split=config.split, name=config.dataset_name, limit=config.limit)
+    dropped = unanswered_ids(rows, options, config.max_dropped_fraction)
+    if dropped:
+        log(f"{len(dropped)} of {len(rows)} rows have no answer and are left out")
     manifest = extract_representations(
         rows,
         {"path": config.rows_path, "split": config.split, "name": config.dataset_name, "limit": config.limit},
@@ -77,12 +81,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         export=config.export_pt,
         overwrite=config.overwrite,
         trust_remote_code=config.trust_remote_code,
+        dropped=dropped,
     )
-    keys = ("n_rows", "dim", "views", "n_truncated", "n_excluded", "n_tokens", "reused")
+    keys = ("n_rows", "dim", "views", "n_truncated", "n_excluded", "n_dropped", "n_tokens", "reused")
     return {
         "store": str(config.store),
         "reps": str(config.store / stores.EXPORT) if config.export_pt else None,
-        **{key: manifest[key] for key in keys},
+        **{key: manifest.get(key, 0) for key in keys},
     }
 
 
@@ -100,6 +105,7 @@ class Extraction:
     batch_tokens: int | None
     export: bool
     trust_remote_code: bool
+    dropped: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -132,6 +138,7 @@ def extract_representations(
     export: bool = True,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    dropped: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fill ``store`` with the representations of ``rows`` and return its manifest; all ranks call it.
 
@@ -141,6 +148,8 @@ def extract_representations(
         source: where the rows come from (``{"path": ..., "split": ...}``), for the manifest.
         batch_tokens: padded tokens per batch; ``None`` picks 1024 on a CPU and searches on a GPU.
         overwrite: replace a store of another data set.
+        dropped: ids of rows that get no representation, as those over the cap with ``long_rows`` ``exclude``;
+            ``n_excluded`` counts both.
 
     Raises ``UserError``: no rows, rows without the answer that is needed, a store of another data set is in the way,
     non-finite representations (with the row ids), a row that does not fit in memory, all rows excluded.
@@ -148,11 +157,16 @@ def extract_representations(
     started = time.time()
     if not rows:
         raise UserError(f"{source['path']} has no rows; there is nothing to extract")
-    require_answers(rows, options)
+    left_out = set(dropped)
+    require_answers([row for row in rows if row["id"] not in left_out], options)
     style = options.prompt_style
     template = None if style is None else style_fingerprint(style, Path(resolve_checkpoint(model)))
     inputs = {"model": hash_checkpoint(model), "data": hash_rows(rows), "prompt_template": template}
-    run = Extraction(rows, source, model, options, facts, store, inputs, batch_tokens, export, trust_remote_code)
+    if dropped:
+        inputs["dropped"] = hash_json(list(dropped))
+    run = Extraction(
+        rows, source, model, options, facts, store, inputs, batch_tokens, export, trust_remote_code, dropped
+    )
     done = run.finished()
     if done is not None:
         return done
@@ -196,11 +210,13 @@ def _extract_shards(run: Extraction, shards: list[tuple[int, list[int]]]) -> Non
     from guardrail.models.loading import load_tokenizer, torch_dtype
 
     tokenizer, options, rows = load_tokenizer(run.model, run.trust_remote_code), run.options, run.rows
+    dropped = set(run.dropped)
     runner = _make_runner(run, tokenizer)
     stored_dtype = torch_dtype(options.dtype)
     with progress(total=sum(len(members) for _, members in shards), desc="representations") as bar:
         for number, members in shards:
-            made = {row: make_sequence(tokenizer, rows[row], options) for row in members}
+            answered = [row for row in members if rows[row]["id"] not in dropped]
+            made = {row: make_sequence(tokenizer, rows[row], options) for row in answered}
             sequences = {row: made_ for row, made_ in sorted(made.items()) if made_ is not None}
             kept = list(sequences)
             if number == shards[0][0] and kept:
@@ -281,6 +297,8 @@ def _finish(run: Extraction, n_shards: int, started: float) -> None:
         "n_rows": n_rows,
         "n_truncated": n_truncated,
         "n_excluded": n_excluded,
+        "n_dropped": len(run.dropped),
+        "dropped_ids": list(run.dropped),
         "n_tokens": n_tokens,
         "n_shards": n_shards,
         "run": run_record(

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import positive_int
+from guardrail.core.cli import fraction, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.options import option
 from guardrail.data.prompts import check_style
+from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION
 from guardrail.models.checkpoints import read_config
 from guardrail.models.loading import DTYPES, auto_dtype
 
@@ -46,6 +47,7 @@ class ExtractionConfig:
     split: str | None = option(None, "split of dataset_data, where it has several")
     dataset_name: str | None = option(None, "hub configuration of dataset_data")
     limit: int | None = option(None, "use the first rows only", parse=positive_int)
+    max_dropped_fraction: float = option(MAX_DROPPED_FRACTION, DROPPED_HELP, parse=fraction, decides=False)
     model_id: str = option(help="name of the model's folder under reps/", decides=False)
     model_name_or_path: str = option(help="model folder (or one holding slice_end/) or hub name", decides=False)
     output_dir: str | None = option(None, "store folder, instead of <dataset_folder>/reps/<model_id>", decides=False)

@@ -12,13 +12,14 @@ With ``--text prompt`` or ``completion`` only that part is fed to the model (aft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt, encode_supervised
-from guardrail.data.rows import Row
+from guardrail.data.rows import Row, is_answered
 from guardrail.similarity.representations.options import ExtractionOptions
 
 Span = tuple[int, int]
@@ -55,18 +56,34 @@ def make_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> Token
     return TokenSequence(ids, {name: spans[name] for name in options.positions}, full)
 
 
+def needs_answers(options: ExtractionOptions) -> bool:
+    """Does ``options.text`` read the answer of a row?"""
+    return not (options.text == "prompt" or (options.text == "full" and options.architecture == "encoder"))
+
+
+def unanswered_ids(rows: Sequence[Row], options: ExtractionOptions, max_dropped_fraction: float) -> list[str]:
+    """Ids of the rows without the answer that ``options.text`` needs; they get no representation.
+
+    Raises ``UserError`` when they are more than ``max_dropped_fraction`` of all: how many, and which is the first.
+    """
+    without = [row["id"] for row in rows if needs_answers(options) and not is_answered(row["messages"])]
+    rest_is_left = len(without) < len(rows)
+    if not without or (rest_is_left and len(without) <= max_dropped_fraction * len(rows)):
+        return without
+    which = f"row {without[0]} has" if len(rows) == 1 else f"{len(without)} of {len(rows)} rows have"
+    first = "" if len(rows) == 1 else f" (the first is row {without[0]})"
+    share = math.ceil(1000 * len(without) / len(rows)) / 1000
+    rest = f": --max_dropped_fraction {share:g}" if rest_is_left else ""
+    raise UserError(
+        f"{which} no answer, which --text {options.text} needs{first}; use --text prompt for prompts alone, or "
+        f"leave these rows out{rest}"
+    )
+
+
 def require_answers(rows: Sequence[Row], options: ExtractionOptions) -> None:
-    """Refuse rows that lack the answer which ``options.text`` needs; says how many and which is the first."""
-    if options.text == "prompt" or (options.text == "full" and options.architecture == "encoder"):
-        return
-    without = [row["id"] for row in rows if row["messages"][-1]["role"] != "assistant"]
-    if without:
-        which = f"row {without[0]} has" if len(rows) == 1 else f"{len(without)} of {len(rows)} rows have"
-        first = "" if len(rows) == 1 else f" (the first is row {without[0]})"
-        raise UserError(
-            f"{which} no answer, which --text {options.text} needs{first}; use --text prompt for prompts alone, or "
-            "leave these rows out"
-        )
+    """Refuse rows that lack the answer which ``options.text`` needs (a blank one is an answer here)."""
+    if needs_answers(options) and any(not is_answered(row["messages"], not_blank=False) for row in rows):
+        unanswered_ids(rows, options, 0.0)
 
 
 def _causal_sequence(tokenizer: Any, row: Row, options: ExtractionOptions) -> tuple[list[int], dict[str, Span]]:

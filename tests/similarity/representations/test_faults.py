@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
 from guardrail.data import prompts
+from guardrail.data.rows import load_rows
 from guardrail.models import loading
 from guardrail.similarity.representations import extract as extract_module
 from guardrail.similarity.representations import options as o
@@ -77,6 +79,24 @@ def test_rows_without_an_answer_are_counted_and_the_first_is_named(extract, rows
         extract(some)
     _, manifest = extract(some, text="prompt")
     assert manifest["n_rows"] == 23
+
+
+def test_a_few_rows_without_an_answer_get_no_representation(tiny_model, rows, tmp_path):
+    """The store still belongs to the whole file: a selection finds the other rows in it."""
+    data = tmp_path / "rows.jsonl"
+    some = [row if i not in (4, 7) else {**row, "messages": row["messages"][:1]} for i, row in enumerate(rows)]
+    data.write_text("".join(json.dumps({"id": row["id"], "messages": row["messages"]}) + "\n" for row in some))
+    options = [f"--dataset_folder={tmp_path}", f"--dataset_data={data}", "--model_id=tiny", "--torch_dtype=float32"]
+    options += [f"--model_name_or_path={tiny_model}", "--batch_tokens=512"]
+    with pytest.raises(UserError, match=r"2 of 23 rows have no answer.*rows out: --max_dropped_fraction 0\.087"):
+        extract_module.main(options)
+    made = extract_module.main([*options, "--max_dropped_fraction=0.1"])
+    manifest = json.loads((tmp_path / "reps" / "tiny" / "manifest.json").read_text())
+    assert (made["n_rows"], made["n_dropped"], manifest["n_excluded"]) == (21, 2, 2)
+    assert manifest["dropped_ids"] == [some[4]["id"], some[7]["id"]]
+    kept, n_without = align_rows(load_rows(data), read_representations(Path(made["store"])), "rows")
+    assert n_without == 2 and [row["id"] for row in kept] == [r["id"] for i, r in enumerate(some) if i not in (4, 7)]
+    assert extract_module.main([*options, "--max_dropped_fraction=0.2"])["reused"] is True
 
 
 def test_no_rows_at_all(extract):
