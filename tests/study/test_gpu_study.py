@@ -16,6 +16,7 @@ from toys import REPOSITORY
 
 from .toy_jobs import ToyStudy
 
+pytestmark = pytest.mark.slow  # a process per stage: 20 to 50 seconds
 STUB = """
 import json, os, sys, time
 from pathlib import Path
