@@ -98,6 +98,18 @@ def test_every_block_names_its_language():
     assert [page.name for page in PAGES if indented.search(prose(page))] == [], "code is fenced, not indented"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_is_short(page):
+    """Lines of about 100 columns (tables and code apart), paragraphs and list items of at most eight lines."""
+    if page.name == "LOG.md":
+        pytest.skip("entries are kept as they were written")
+    text = prose(page)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "#", "<!--"))]
+    assert [line for line in lines if len(line) > 104] == []
+    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text)
+    assert [part for part in parts if len(part.splitlines()) > 8 and not part.strip().startswith("|")] == []
+
+
 def test_a_block_that_is_not_run_says_why():
     for block in BLOCKS:
         if block.mark is not None and block.mark[0] == "run by":
