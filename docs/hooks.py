@@ -102,7 +102,7 @@ ROOMS = (
     "statistics",
     "core",
 )
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def find(place: str) -> Any:
@@ -217,16 +217,16 @@ def moved_links(text: str, source: str, page: str) -> str:
     pages = {path: name for name, path in COPIES.items() if (REPOSITORY / path).is_file()}
 
     def moved(match: re.Match[str]) -> str:
-        label, target = match.groups()
+        image, label, target = match.groups()
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         name, _, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
-        found = pages.get(path) or (path.removeprefix("docs/") if re.fullmatch(r"docs/.*\.md", path) else None)
+        found = pages.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
         if found is None:
             return label if label.startswith("`") else f"`{label}`"
         link = posixpath.relpath(found, posixpath.dirname(page) or ".")
-        return f"[{label}]({link}{'#' + anchor if anchor else ''})"
+        return f"{image}[{label}]({link}{'#' + anchor if anchor else ''})"
 
     return LINK.sub(moved, text)
 

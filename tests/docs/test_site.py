@@ -66,6 +66,7 @@ def test_links_out_of_the_site_become_names(hooks):
         "[data](../datasets/README.md) [set-up](../scripts/setup.sh) [keys](keys.md#where) [paper](https://arxiv.org)"
     )
     moved = hooks.moved_links(text, "docs/page.md", "page.md")
+    assert hooks.moved_links("![bars](docs/images/a.png)", "README.md", "index.md") == "![bars](images/a.png)"
     assert moved == "[data](data.md) `set-up` [keys](keys.md#where) [paper](https://arxiv.org)"
 
 
