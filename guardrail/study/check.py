@@ -70,13 +70,15 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     if guard is not None and guard.backend != "openai":
         resolve_checkpoint(guard.model)
     grid = Grid(study, outputs)
-    n_checkpoints = len(grid.alignments) + len(grid.cells)
-    require_free_space(grid.folder, n_checkpoints * bytes_per_checkpoint(study))
+    checkpoints = [grid.aligned_folder(alignment) for alignment in grid.alignments]
+    checkpoints += [grid.cell_folder(cell) for cell in grid.cells]
+    n_absent = sum(not (folder / "slice_end").is_dir() for folder in checkpoints)  # a stale one makes room first
+    require_free_space(grid.folder, n_absent * bytes_per_checkpoint(study))
     return {
         "cells": len(grid.cells),
         "alignments": len(grid.alignments),
         "fine_tunings": len(grid.cells),
-        "evaluated_checkpoints": n_checkpoints + 1,
+        "evaluated_checkpoints": len(checkpoints) + 1,
         "pool_rows": pool,
     }
 

@@ -14,6 +14,7 @@ import yaml
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import write_json
+from guardrail.study import check
 from guardrail.study.check import check_study, count_rows, keep_tasks
 from guardrail.study.config import Source, as_dict, build, load_study
 from guardrail.study.config import Study as StudyConfig
@@ -21,7 +22,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.report.tables import harmfulness_table
 from guardrail.study.results import SAFETY_FILE, collect
 
-from .fake_study import fail, finish, settings, stamp
+from .fake_study import fail, finish, settings, stamp, write_sources
 
 
 def study(**changes) -> StudyConfig:
@@ -150,6 +151,21 @@ def test_check_refuses_a_subset_larger_than_the_pool(tmp_path):
         check_study(study(folder=tmp_path, subset_sizes=[4]), tmp_path)
     with pytest.raises(UserError, match="no such file"):
         check_study(study(folder=tmp_path, safety_pool={"source": "pol.jsonl"}), tmp_path)
+
+
+def test_space_is_needed_only_for_checkpoints_that_are_not_there(tmp_path, monkeypatch):
+    """A study that has filled most of a disk can be continued."""
+    monkeypatch.setattr(check, "bytes_per_checkpoint", lambda study: 1 << 60)
+    monkeypatch.setattr(check, "resolve_checkpoint", str)
+    small = study(folder=tmp_path, subset_sizes=[1], subsets=["random"])
+    write_sources(small)
+    with pytest.raises(UserError, match="not enough disk space"):
+        check_study(small, tmp_path)
+    grid = Grid(small, tmp_path)
+    folders = [*map(grid.aligned_folder, grid.alignments), *map(grid.cell_folder, grid.cells)]
+    for folder in folders:
+        (folder / "slice_end").mkdir(parents=True)
+    assert check_study(small, tmp_path)["evaluated_checkpoints"] == len(folders) + 1
 
 
 def test_every_shipped_study_loads():
