@@ -20,6 +20,7 @@ TOOLS = ("ruff", "mypy", "shellcheck", "yamllint", "snakefmt")
 KINDS = {  # a changed file -> the hooks that must run
     "guardrail/core/cli.py": {"format", "ruff", "mypy"},
     "tests/toys.py": {"format", "ruff"},
+    "notebooks/study.ipynb": {"format", "ruff"},
     "pyproject.toml": {"format", "ruff", "mypy"},
     "scripts/study.sh": {"shellcheck"},
     "scripts/slurm/sft.sbatch": {"shellcheck"},

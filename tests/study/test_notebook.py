@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from toys import REPOSITORY
 
+from guardrail.core.files import read_json
+
 NOTEBOOK = json.loads((REPOSITORY / "notebooks" / "study.ipynb").read_text(encoding="utf-8"))
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 MAX_SECONDS = 60
@@ -39,7 +41,7 @@ def test_it_draws_the_numbers_of_the_study(toy, names, capsys) -> None:
     after = names(paths["study"])
     assert time.monotonic() - started < MAX_SECONDS
 
-    study = json.loads(open(paths["study"], encoding="utf-8").read())
+    study = read_json(paths["study"])
     arms = study["statistics"]["arms"]
     points = [line.get_xdata()[0] for line in after["axis"].lines if line.get_marker() == "o"]
     assert points == [value for arm in arms for value in (arm["initial_percent"], arm["final_percent"])]
@@ -52,7 +54,7 @@ def test_it_draws_the_numbers_of_the_study(toy, names, capsys) -> None:
 
 
 def test_arms_without_results_are_left_out(toy, names, tmp_path, capsys) -> None:
-    study = json.loads(open(toy[2]["study"], encoding="utf-8").read())
+    study = read_json(toy[2]["study"])
     arms = study["statistics"]["arms"]
     arms[0] = {key: arms[0][key] for key in ("task", "subset", "subset_size")} | {"status": "failed"}
     (tmp_path / "study.json").write_text(json.dumps(study), encoding="utf-8")
