@@ -1,1 +1,10 @@
-"""Section 4.3 of the paper: harmfulness, utility, MT-Bench, and two results compared."""
+"""Section 4.3 of the paper: harmfulness, utility, MT-Bench, and two results compared.
+
+attacks       attacks: what may be turned against a model when it is asked, with no training
+benchmarks    benchmarks by name: MT-Bench (`guardrail.evaluation.mt_bench`) and any task of the lm- ...
+compare       is the difference between two runs real?
+completions   what every evaluation of a model's answers does alike: rows -> token ids -> completions -> one ...
+judges        judging: completions in, one judgement per (id, sample) out, and a summary with intervals
+mt_bench      MT-Bench as FastChat defines it: 80 questions, two turns, both judged
+safety        answers to harmful and to harmless prompts, greedy, sampled, or over a sweep of decoding settings
+"""

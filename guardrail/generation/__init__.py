@@ -7,6 +7,11 @@
 ``generate_resumable`` (guardrail.generation.runner) shards over ranks and survives ``kill -9``;
 ``backend.generate`` does one process's work. A backend is a class in one file and one line in
 ``guardrail.generation.options.BACKENDS``. Importing this package imports neither torch nor an engine.
+
+    cache         A key-value cache that is written in place, for decoding on any device
+    context       make a conversation fit a model's context, by one stated rule, and say what was cut
+    interface     what every generation backend takes and gives: sampling options, requests, completions - and ...
+    vllm_engine   generation and moderation through vLLM: its own batching, tensor and data parallelism
 """
 
 from __future__ import annotations

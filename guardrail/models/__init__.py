@@ -1,1 +1,5 @@
-"""Loading and checking checkpoints and tokenizers; memory."""
+"""Loading and checking checkpoints and tokenizers; memory.
+
+last_block   less work in the last transformer block: its feed-forward part only at the positions that are read
+loading      load tokenizers and models the same way everywhere, and refuse what is incomplete before it is used
+"""

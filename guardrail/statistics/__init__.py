@@ -1,1 +1,9 @@
-"""All inference of the project; nothing else computes an interval or a p-value."""
+"""All inference of the project; nothing else computes an interval or a p-value.
+
+agreement    agreement of raters beyond chance: Cohen's kappa, Krippendorff's alpha
+crossed      intervals and tests for a crossed design: every training seed is evaluated on the same prompts
+rates        rates with their intervals
+regression   which property of an alignment subset goes with durability?
+resampling   bootstrap intervals and permutation tests
+testing      many tests at once, and what a test can find: corrected p-values, detectable differences, seeds ...
+"""

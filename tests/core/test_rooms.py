@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def reaches(start: str, goal: str, edges: dict[str, set[str]]) -> bool:
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_no_file_is_long(file):
     assert len((LIBRARY / file).read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+PACKAGES = sorted(file.parent for file in LIBRARY.rglob("__init__.py") if "resources" not in file.parts)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda folder: str(folder.relative_to(REPOSITORY)))
+def test_a_package_names_its_modules(package):
+    """The tree alone answers where a step is: every module has its line in the docstring of its room."""
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {file.stem for file in package.glob("*.py") if not file.stem.startswith("__")}
+    modules |= {folder.name for folder in package.iterdir() if (folder / "__init__.py").is_file()} - {"resources"}
+    assert not {name for name in modules if not re.search(rf"\b{name}\b", text)}

@@ -33,6 +33,7 @@ NAMES = {  # module -> distribution, where they differ
 }
 NOT_ON_THE_INDEX = {"align_anything"}
 COMMANDS = {"accelerate", "snakemake", "pulp", "setuptools", "pandas", "tensorboard"}  # run, not imported, or for these
+COMMANDS |= {"sentencepiece", "protobuf"}  # transformers imports them for a tokenizer.model
 PIN_FILES = {  # file -> where its pins must be admitted
     "requirements.txt": [*DECLARED, *EXTRAS["dev"]],
     "requirements-vllm.txt": EXTRAS["vllm"],

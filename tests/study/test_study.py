@@ -25,6 +25,12 @@ from guardrail.study.results import SAFETY_FILE, collect
 from .fake_study import fail, finish, settings, stamp, write_sources
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Made-up sources with relative names are written into the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def study(**changes) -> StudyConfig:
     return build(StudyConfig, settings(subset_sizes=changes.pop("subset_sizes", [2]), **{"seeds": [1], **changes}), "")
 

@@ -14,6 +14,8 @@ file in, one judgement file out; reused when unchanged, failed rows judged again
 
 ``python -m guardrail.evaluation.judges results.json --judge beaver_dam`` runs any of them. Names, options and file
 names are known without torch.
+
+    beavertails   the paper's two steps of moderation, with its flags: ``beavertails_moderation/formatter.py`` ...
 """
 
 from __future__ import annotations

@@ -1,1 +1,6 @@
-"""Answers to harmful and to harmless prompts, greedy, sampled, or over a sweep of decoding settings."""
+"""Answers to harmful and to harmless prompts, greedy, sampled, or over a sweep of decoding settings.
+
+command          the command line of ``eval_safety.py``: answers, or a sweep of decoding settings, and a ...
+decoding_sweep   decoding as an attack: the same prompts at several temperatures and top-p values, and the ...
+evaluate         answers to harmful and to harmless prompts: bench rows -> completions -> ``results.json``
+"""

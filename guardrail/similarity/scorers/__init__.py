@@ -3,6 +3,9 @@
 A scorer is a function ``score(rows, inputs) -> (N,)`` in a file of its own and one line here. The line says what it
 ``needs`` of `Inputs` and what it ``costs``, so that both are known without importing it. Looking a name up imports
 neither numpy nor torch.
+
+    controls   scores that know nothing of similarity: what a similarity score has to beat
+    cosines    the paper's similarity score: cosines of pool rows to anchor rows, in blocks
 """
 
 from __future__ import annotations

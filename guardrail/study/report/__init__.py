@@ -1,1 +1,4 @@
-"""`report.html`: one self-contained page per study, from its `study.json`, tables and figures."""
+"""`report.html`: one self-contained page per study, from its `study.json`, tables and figures.
+
+headline   the headline of a study: which statement its statistics carry, and which they do not
+"""
