@@ -14,7 +14,7 @@ from typing import Any
 
 from guardrail.core.cli import Parser, log, run
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json, read_json, write_json, write_text
+from guardrail.core.files import clear_leftovers, hash_json, read_json, write_json, write_text
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
@@ -58,6 +58,8 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     from guardrail.study.report.page import write_report
     from guardrail.study.tracking import log_summary
 
+    for folder in (grid.folder, grid.folder / "tables", grid.folder / "figures"):
+        clear_leftovers(folder)
     tables = study_tables(result)
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):

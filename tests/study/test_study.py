@@ -133,8 +133,12 @@ def test_tabulate_writes_everything_and_repeats_without_change(tmp_path):
     finish(grid)
     config = write_json(tmp_path / "toy" / "study_config.json", as_dict(study()))
     command = [sys.executable, "-m", "guardrail.study.write", str(config), "--outputs", str(tmp_path)]
+    left = tmp_path / "toy" / "figures" / ".learning_curves.pdf.tmp-99999999-4db1ec"  # by a run that was killed
+    left.parent.mkdir()
+    left.touch()
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
+    assert not left.exists()
     paths = json.loads(first.stdout.splitlines()[-1])
     content = Path(paths["study"]).read_text()
     assert Path(paths["figure"]).read_bytes()[:4] == b"\x89PNG"
