@@ -1,4 +1,4 @@
-"""docs/: every block is run, or says why not; every file, link, flag and variable that is named exists.
+"""README and docs/: every block is run, or says why not; every file, link, flag and variable that is named exists.
 
 A shell or Python block is run here unless one of these stands before it (or, for Python, at the head of the page):
 
@@ -23,7 +23,7 @@ import pytest
 import yaml
 from toys import REPOSITORY
 
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 LANGUAGES = ("bash", "python", "yaml", "json", "text", "bibtex")
 MARK = re.compile(r"<!-- (not run|run by)[: ] ?(.+?) -->")
 # Flags of other programs: launchers, Snakemake, docker, pip, pytest, and what a shell script of ours takes itself.
