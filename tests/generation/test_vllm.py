@@ -171,7 +171,7 @@ def test_server_as_generator_equals_the_hf_backend(server, tiny_model, requests,
     for one in expected:
         got = found[one.id]
         assert (got.text, got.token_ids, got.finish_reason) == (one.text, one.token_ids, one.finish_reason)
-    assert backend.returns_token_ids and backend.context_tokens == 512
+    assert backend.knows_token_ids and backend.context_tokens == 512
     marker = next(c.text[6:9] for c in expected if len(c.text) > 9)
     stopped = make_backend("openai", str(tiny_model), base_url=server, stops=(marker,))
     local = make_backend("hf", str(tiny_model), torch_dtype="float32", stops=(marker,))

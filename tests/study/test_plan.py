@@ -121,6 +121,6 @@ def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
 
 def test_slurm_profile_names_rules_of_the_workflow():
     profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
-    rules = {*STAGE_VERSIONS} - {"judge"}
+    rules = {*STAGE_VERSIONS, "judge_guard", "judge_openai"} - {"judge"}
     assert set(profile["set-resources"]) <= rules
     assert {"align", "fine_tune", "safety_answers", "representations"} <= set(profile["set-resources"])

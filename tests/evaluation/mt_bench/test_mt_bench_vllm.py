@@ -56,8 +56,8 @@ def judge_model(tmp_path_factory, tiny_tokenizer):
     verdict = [*tokenizer(" " + VERDICT, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     opening = tokenizer("\nassistant:", add_special_tokens=False)["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(90):  # random contexts of growing length, always the same ending
-        T = 8 + 6 * step
+    for step in range(180):  # random contexts of growing length, twice over, always the same ending
+        T = 8 + 6 * (step % 90)
         noise = torch.randint(3, len(tokenizer), (4, T))
         ids = torch.cat([noise, torch.tensor([[*opening, *verdict]]).expand(4, -1)], 1)
         labels = ids.clone()
@@ -66,7 +66,7 @@ def judge_model(tmp_path_factory, tiny_tokenizer):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss.item() < 0.05
+    assert loss.item() < 0.01
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
