@@ -45,6 +45,7 @@ def option(
     shown_default: Any = MISSING,
     only: bool = False,
     metavar: str | None = None,
+    later: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
@@ -60,6 +61,7 @@ def option(
         repeat: the flag may be given several times; the field is a tuple.
         shown_default: what ``--help`` and the parser use as default, where it is not ``default`` itself.
         only: the default is the only supported value (`refuse_unsupported`).
+        later: added when there were results already: in no key while it has its default, so that these stay done.
     """
     metadata = {
         "help": help,
@@ -72,6 +74,7 @@ def option(
         "shown_default": shown_default,
         "only": only,
         "metavar": metavar,
+        "later": later,
     }
     if default is not MISSING and isinstance(default, list | dict | set):
         raise TypeError("a default must be immutable; give a tuple")
@@ -90,7 +93,8 @@ def option_names(config: Any) -> tuple[str, ...]:
 
 def decisive(config: Any) -> dict[str, Any]:
     """The options that decide a result, by name; tuples as lists. What belongs into a key."""
-    values = {item.name: getattr(config, item.name) for item in options_of(config) if item.metadata["decides"]}
+    found = [(item, getattr(config, item.name)) for item in options_of(config) if item.metadata["decides"]]
+    values = {item.name: value for item, value in found if not (item.metadata["later"] and value == item.default)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -3,6 +3,9 @@
 Which rows of the safety source are taken when it has more than ``size``: ``high`` the first (a ``top`` file starts with
 the most similar), ``low`` the last (a ``bottom`` file ends with the least similar), ``random`` a seeded draw, ``full``
 all of them, ``none`` none: the instructions alone, for the arm without safety data.
+
+With ``replay_fraction`` not all instructions are taken, but a seeded draw that makes up this share of the split: for a
+chat model that has seen them already. Beside ``none`` it is as many rows as an arm of ``size`` safety rows has.
 """
 
 from __future__ import annotations
@@ -38,6 +41,14 @@ def parse_size(text: str) -> int:
     return size
 
 
+def share(text: str) -> float:
+    """A fraction of at least 0 and below 1."""
+    value = fraction(text)
+    if value == 1:
+        raise UserError("--replay_fraction 1 leaves no room for safety rows; expected at least 0 and below 1")
+    return value
+
+
 def size_label(size: int) -> str:
     """``1k`` for 1000; other numbers as they are."""
     return f"{size // 1000}k" if size % 1000 == 0 else str(size)
@@ -56,6 +67,9 @@ class MixConfig:
     instruct: str = option(help="instruction rows: a file, a data-set folder or a hub name", decides=False)
     instruct_split: str | None = option(None, "its split")
     instruct_size: int | None = option(None, "use only its first rows", parse=positive_int)
+    replay_fraction: float | None = option(
+        None, "draw so many instruction rows that they are this share of the split", parse=share, later=True
+    )
     safety: str = option(help="the selected subset (top/bottom file) or the whole pool", decides=False)
     safety_split: str | None = option(None, "its split")
     task: str = option(help="downstream task the subset was selected for; part of the name")
@@ -87,6 +101,19 @@ def choose(rows: list[Row], sim: str, size: int, seed: int) -> list[Row]:
     return rows[len(rows) - size :] if sim == "low" else rows[:size]
 
 
+def replayed(rows: list[Row], config: MixConfig, n_safety: int) -> list[Row]:
+    """The seeded draw of ``replay_fraction``, in the rows' own order; at most all of them."""
+    assert config.replay_fraction is not None
+    if config.sim == "none":
+        n = round((config.size or 0) / (1 - config.replay_fraction))
+        if not n:
+            raise UserError("--replay_fraction with --sim none needs --size: as many rows as an arm of that size has")
+    else:
+        n = round(n_safety * config.replay_fraction / (1 - config.replay_fraction))
+    keep = random.Random(config.seed).sample(range(len(rows)), min(n, len(rows)))
+    return [rows[i] for i in sorted(keep)]
+
+
 def mix(config: MixConfig) -> dict[str, Any]:
     """Write the split (nothing when it is there already); returns its paths and counts."""
     allowed, dropped = config.max_dropped_fraction, {"instruct": list[str](), "safety": list[str]()}
@@ -110,6 +137,8 @@ def mix(config: MixConfig) -> dict[str, Any]:
         raise UserError(f"--instruct_size {config.instruct_size} is larger than the {n_read} rows there are")
     size = 0 if config.sim == "none" else len(safety) if config.size is None else config.size
     chosen = choose(safety, config.sim, size, config.seed)
+    if config.replay_fraction is not None:
+        instruct = replayed(instruct, config, len(chosen))
     split = config.split or split_name(config.task, config.sim, size)
     folder = Path(config.out)
     read = {"instruct": (config.instruct, config.instruct_split), "safety": (config.safety, config.safety_split)}

@@ -63,6 +63,54 @@ class Task:
     utility: Utility
 
 
+# How an aligned model is made: docs/designs.md.
+ALIGNMENTS = ("mixed", "continued", "adapter")
+METHODS = ("full", "lora")
+KEEP = ("all", "aligned", "adapters", "none")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How aligned models are made (`ALIGNMENTS`), and how these are fine-tuned (`METHODS`)."""
+
+    alignment: str = "mixed"
+    method: str = "full"
+
+    @property
+    def name(self) -> str:
+        """`mixed`, `adapter`, `adapter+lora`: what tables call it, and how a study file writes it."""
+        return self.alignment if self.method == "full" else f"{self.alignment}+{self.method}"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters of the design `adapter` and of the method `lora`; defaults of the trainer where none is here.
+
+    ``learning_rate`` and ``gradient_checkpointing`` replace those of the block that is trained: adapters want a larger
+    step than all weights, and need less memory. None: as the block says.
+    """
+
+    r: int = SFTConfig.r
+    lora_alpha: int = SFTConfig.lora_alpha
+    lora_dropout: float = SFTConfig.lora_dropout
+    target_modules: tuple[str, ...] = SFTConfig.target_modules
+    learning_rate: float | None = None
+    gradient_checkpointing: bool | None = None
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Margins within which two designs count as equal, set before anything is run (`guardrail.study.equivalence`)."""
+
+    harmfulness_points: float
+    utility_points: float
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 < value <= 100:
+                raise UserError(f"equivalence.{name} must be above 0 and at most 100, got {value:g}")
+
+
 @dataclass(frozen=True)
 class Training:
     """Flags of the SFT trainer, with its defaults (`guardrail.training.config`)."""
@@ -75,6 +123,17 @@ class Training:
     ds_cfgs: str = SFTConfig.ds_cfgs
     bf16: bool = SFTConfig.bf16
     gradient_checkpointing: bool = SFTConfig.gradient_checkpointing
+
+
+@dataclass(frozen=True)
+class FineTuning(Training):
+    """Fine-tuning of an aligned model: all weights (``full``) or adapters alone (``lora``)."""
+
+    method: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("method of fine_tuning", self.method, METHODS)
 
 
 # every judge that is registered, but for the two whose columns a study always has
@@ -136,8 +195,20 @@ class Study:
     subset_sizes: tuple[int, ...]
     seeds: tuple[int, ...]
     alignment: Training
-    fine_tuning: Training
+    fine_tuning: FineTuning
     evaluation: Evaluation
+    designs: tuple[str, ...] = field(
+        default=("mixed",), metadata={"doc": "`mixed`, `continued`, `adapter`, each also with `+lora` or `+full`"}
+    )
+    replay_fraction: float = field(
+        default=0.5, metadata={"doc": "share of instructions among the rows of `continued` and `adapter`"}
+    )
+    lora: Lora = field(default_factory=Lora)
+    equivalence: Equivalence | None = None
+    keep: str = field(default="all", metadata={"doc": "which weights stay after use: all, aligned, adapters, none"})
+    checkpoints_at_once: int = field(
+        default=12, metadata={"doc": "most checkpoints with weights that are not kept, unless `keep` is all"}
+    )
     dtype: str = "bfloat16"
     log_type: str = "wandb"
     sandbox: bool = False
@@ -168,6 +239,37 @@ class Study:
             raise UserError(f"smallest_difference_points must be above 0 and at most 100, got {given:g}")
         if not self.tasks:
             raise UserError("tasks is empty; expected at least one")
+        self._check_designs()
+
+    def _check_designs(self) -> None:
+        if not self.designs:
+            raise UserError("designs is empty; expected at least one, such as mixed")
+        for text in self.designs:
+            alignment, plus, method = text.partition("+")
+            if alignment not in ALIGNMENTS:
+                raise unknown("design", alignment, ALIGNMENTS)
+            if plus and method not in METHODS:
+                raise unknown(f"method of the design {text}:", method, METHODS)
+        names = [design.name for design in self.all_designs]
+        if len(set(names)) != len(names):
+            raise UserError(f"designs holds a value twice: {names}")
+        if len(names) > 1 and self.equivalence is None:
+            raise UserError(
+                "several designs are compared by equivalence tests, whose margins are set beforehand; add "
+                "equivalence: {harmfulness_points: 10, utility_points: 3}"
+            )
+        if not 0 <= self.replay_fraction < 1:
+            raise UserError(f"replay_fraction must be at least 0 and below 1, got {self.replay_fraction:g}")
+        if self.keep not in KEEP:
+            raise unknown("keep", self.keep, KEEP)
+        if self.checkpoints_at_once < 2:
+            raise UserError(f"checkpoints_at_once is {self.checkpoints_at_once}; an aligned and a tuned one make 2")
+
+    @property
+    def all_designs(self) -> tuple[Design, ...]:
+        """The designs in the file's order; the first is what the others are compared with."""
+        parts = [text.partition("+") for text in self.designs]
+        return tuple(Design(alignment, method or self.fine_tuning.method) for alignment, _, method in parts)
 
 
 def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:

@@ -11,7 +11,16 @@ from guardrail.study.config import TASK_SUBSETS
 from guardrail.study.evaluation_jobs import evaluate
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, JobMaker
-from guardrail.study.training_jobs import align, aligned_name, fine_tune, mix, representations, select, tuned_name
+from guardrail.study.training_jobs import (
+    align,
+    aligned_name,
+    fine_tune,
+    mix,
+    mixed_name,
+    representations,
+    select,
+    tuned_name,
+)
 
 
 def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False) -> dict[str, Job]:
@@ -30,7 +39,8 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
     for task, size in sorted({(c.task, c.size) for c in grid.cells if c.subset in TASK_SUBSETS}):
         select(maker, task, size)
     for alignment in grid.alignments:
-        mix(maker, alignment)
+        if mixed_name(alignment) not in maker.jobs:
+            mix(maker, alignment)
         align(maker, alignment)
     for cell in grid.cells:
         fine_tune(maker, cell)

@@ -5,7 +5,7 @@ outputs/<study>/
   similarity/<task>/<subset>_<size>/     selections
   data/                                  training splits (instruct + subset), hub layout
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
-  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint and its evaluation/
+  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint and its evaluation/ (`_lora` behind it: by adapters)
   base/                                  evaluation of the base model
   study.json  tables/  figures/
 """
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guardrail.evaluation import judges
-from guardrail.study.config import TASK_SUBSETS, Study
+from guardrail.study.config import TASK_SUBSETS, Design, Study
 
 SAFETY_FILE = "evaluation/safety/beaver-dam.json"
 OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
 SIZELESS = ("full", "none")
+MIXED = Design()
 
 
 def sizeless(subset: str) -> bool:
@@ -36,13 +37,29 @@ class Alignment:
     subset: str
     size: int
     seed: int
+    design: str = "mixed"
 
     @property
-    def name(self) -> str:
-        """`list_high_sim_1000`, `random_sim_1000`, `full`, `none`."""
+    def rows(self) -> str:
+        """The safety rows: `list_high_sim_1000`, `random_sim_1000`, `full`, `none`."""
         if sizeless(self.subset):
             return self.subset
         return f"{self.task}_{self.subset}_sim_{self.size}" if self.task else f"{self.subset}_sim_{self.size}"
+
+    @property
+    def replays(self) -> bool:
+        """Whether the training split holds a share of the instructions instead of all."""
+        return self.design != "mixed"
+
+    @property
+    def split(self) -> str:
+        """The training split; designs that replay share it."""
+        return f"train_{self.rows}_replay" if self.replays else f"train_{self.rows}"
+
+    @property
+    def name(self) -> str:
+        """`list_high_sim_1000`; with the design behind it where that is not `mixed`: `none_continued`."""
+        return f"{self.rows}_{self.design}" if self.replays else self.rows
 
 
 @dataclass(frozen=True)
@@ -53,15 +70,17 @@ class Cell:
     subset: str
     size: int
     seed: int
+    design: Design = MIXED
 
     @property
     def alignment(self) -> Alignment:
         task = self.task if self.subset in TASK_SUBSETS else None
-        return Alignment(task, self.subset, self.size, self.seed)
+        return Alignment(task, self.subset, self.size, self.seed, self.design.alignment)
 
     @property
     def name(self) -> str:
-        return f"{self.task}__{self.alignment.name}"
+        tail = "" if self.design.method == "full" else f"_{self.design.method}"
+        return f"{self.task}__{self.alignment.name}{tail}"
 
 
 def judge_file(judge: str) -> str:
@@ -85,12 +104,13 @@ class Grid:
     def cells(self) -> list[Cell]:
         study = self.study
         out = []
-        for task in study.tasks:
-            for size in study.subset_sizes:
-                for subset in study.subsets:
-                    if sizeless(subset) and size != study.subset_sizes[0]:
-                        continue
-                    out += [Cell(task, subset, size, seed) for seed in study.seeds]
+        for design in study.all_designs:
+            for task in study.tasks:
+                for size in study.subset_sizes:
+                    for subset in study.subsets:
+                        if sizeless(subset) and size != study.subset_sizes[0]:
+                            continue
+                        out += [Cell(task, subset, size, seed, design) for seed in study.seeds]
         return out
 
     @property

@@ -37,7 +37,7 @@ def representation_folder(grid: Grid, name: str) -> Path:
 
 def training_split(grid: Grid, alignment: Alignment) -> Path:
     """The mixed rows that this alignment was trained on."""
-    return grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet"
+    return grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"{alignment.split}-00000-of-00001.parquet"
 
 
 def instruction_ids(source: Source, size: int | None) -> frozenset[str]:

@@ -30,10 +30,10 @@ from guardrail.study.jobs import Job, job_states
 from guardrail.study.keys import Key
 from guardrail.study.leases import CPU_MACHINE, Machine
 from guardrail.study.records import Product, State
+from guardrail.study.training_jobs import OUR_TRAINER as OUR_TRAINER
 
 JOBS_FILE = "jobs.json"
 MARKERS = ".run"
-OUR_TRAINER = "guardrail.training.sft"
 ALIGN_ANYTHING_TRAINER = "align_anything.trainers.text_to_text.sft"
 N_REASONS = 12
 

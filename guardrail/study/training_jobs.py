@@ -9,12 +9,14 @@ from guardrail.data.mix import MixConfig
 from guardrail.similarity.representations.options import ExtractionConfig
 from guardrail.similarity.selection.options import SelectionConfig, file_stem
 from guardrail.similarity.selection.options import needs as selector_needs
-from guardrail.study.config import Training
+from guardrail.study.config import Lora, Training
+from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
 from guardrail.study.jobs import JobMaker
 from guardrail.study.keys import deciding, make_key
 from guardrail.training.config import SFTConfig
 
+OUR_TRAINER = "guardrail.training.sft"
 TRAIN_TEMPLATE = "UltraChat"  # the formatter of scripts/sft*.sh
 
 
@@ -117,11 +119,15 @@ def select(maker: JobMaker, task: str, size: int) -> None:
 def mix(maker: JobMaker, alignment: Alignment) -> None:
     """Instructions and the subset; a selected file holds exactly the subset, other subsets are drawn here."""
     study, name = maker.study, mixed_name(alignment)
-    split, out = f"train_{alignment.name}", f"data/seed{alignment.seed}"
+    split, out = alignment.split, f"data/seed{alignment.seed}"
     sim = "high" if alignment.task else alignment.subset
     size = None if sizeless(alignment.subset) else alignment.size
     flags: dict[str, Any] = {"sim": sim, "size": size, "seed": alignment.seed, "instruct_size": study.instruct_size}
     flags |= {"task": alignment.task or "any", "instruct_split": study.instruct.split, "split": split}
+    if alignment.replays:
+        flags |= {"replay_fraction": study.replay_fraction}
+        if alignment.subset == "none":  # a control of as many steps as the smallest arm
+            flags["size"] = study.subset_sizes[0]
     options = deciding(MixConfig(instruct="", safety="", out="", **flags), "instruct_split", "safety_split")
     flags |= {"instruct": study.instruct.source, "out": maker.path(out)}
     inputs, needs, upstream = {"instruct": maker.source(study.instruct)}, {}, []
@@ -138,12 +144,12 @@ def mix(maker: JobMaker, alignment: Alignment) -> None:
     maker.add(
         name,
         "mix",
-        f"mix: {alignment.name}, seed {alignment.seed}",
+        f"mix: {split.removeprefix('train_')}, seed {alignment.seed}",
         ["datasets/mix.py", *(f"--{flag}={value}" for flag, value in flags.items() if value is not None)],
         {},
         {"split": (make_key("mix", options, inputs, needs), files)},
         upstream,
-        f"logs/mix_{alignment.name}_seed{alignment.seed}.log",
+        f"logs/mix_{split.removeprefix('train_')}_seed{alignment.seed}.log",
         gpus="none",
     )
 
@@ -161,8 +167,17 @@ def training(
     inputs: dict[str, str],
     upstream: dict[str, str],
     log: str,
+    method: str = "full",
 ) -> None:
-    """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow."""
+    """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow.
+
+    Adapters (``method`` lora) are always trained by this project's trainer, which alone stores them as later stages
+    read them.
+    """
+    adapters, trainer = {}, maker.trainer
+    if method == "lora":
+        training, adapters = lora_training(training, maker.study.lora)
+        trainer = OUR_TRAINER
     settings = training_variables(training)
     config = SFTConfig(
         model_name_or_path="",
@@ -172,9 +187,10 @@ def training(
         seed=seed,
         data_seed=seed,
         prompt_style=maker.study.prompt_style,
-        **dataclasses.asdict(training),
+        **{name: value for name, value in dataclasses.asdict(training).items() if name != "method"},
+        **adapters,
     )
-    options = deciding(config, "train_split") | {"trainer": maker.trainer, "ranks": maker.ranks}
+    options = deciding(config, "train_split") | {"trainer": trainer, "ranks": maker.ranks}
     needs = {role: maker.key_of(job) for role, job in upstream.items()}
     settings |= {
         "SEED": seed,
@@ -183,16 +199,29 @@ def training(
         "PROMPT_STYLE": maker.study.prompt_style,
         "LOG_TYPE": maker.study.log_type,
     }
-    settings |= {"SFT_MODULE": maker.trainer, "OUTPUT_DIR": maker.path(folder)}
+    settings |= {"SFT_MODULE": trainer, "OUTPUT_DIR": maker.path(folder)}
     files = (f"{folder}/slice_end", f"{folder}/losses.jsonl", f"{folder}/run.json")
     key = make_key(stage, options, {**inputs, "style": maker.style}, needs)
     products = {"checkpoint": (key, files)}
     settings |= variables
-    maker.add(name, stage, title, [script], settings, products, list(upstream.values()), log, gpus="all")
+    flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()]
+    maker.add(name, stage, title, [script, *flags], settings, products, list(upstream.values()), log, gpus="all")
+
+
+def lora_training(training: Training, lora: Lora) -> tuple[Training, dict[str, Any]]:
+    """``training`` with what adapters change, and the trainer's options for them: the adapters alone are stored."""
+    options = {name: value for name, value in dataclasses.asdict(lora).items() if name not in REPLACED}
+    return lora_block(training, lora), {"use_lora": True, "save_full_model": False, **options}
+
+
+def as_flag(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def align(maker: JobMaker, alignment: Alignment) -> None:
+    """`mixed` starts from the base model, the other designs from the chat model that features come from."""
     seed = alignment.seed
+    start = maker.study.models.extraction if alignment.replays else maker.study.models.base
     training(
         maker,
         aligned_name(alignment),
@@ -203,13 +232,14 @@ def align(maker: JobMaker, alignment: Alignment) -> None:
         maker.study.alignment,
         seed,
         {
-            "BASE_MODEL": maker.study.models.base,
+            "BASE_MODEL": start,
             "DATASET": maker.path(f"data/seed{seed}"),
-            "SPLIT": f"train_{alignment.name}",
+            "SPLIT": alignment.split,
         },
-        {"model": maker.model(maker.study.models.base)},
+        {"model": maker.model(start)},
         {"rows": mixed_name(alignment)},
         f"logs/align_{alignment.name}_seed{seed}.log",
+        alignment_method(alignment),
     )
 
 
@@ -233,11 +263,13 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         {"rows": maker.source(train)},
         {"model": aligned_name(cell.alignment)},
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
+        cell.design.method,
     )
 
 
 def mixed_name(alignment: Alignment) -> str:
-    return f"mix.{alignment.name}.seed{alignment.seed}"
+    """One split serves all designs that replay."""
+    return f"mix.{alignment.split.removeprefix('train_')}.seed{alignment.seed}"
 
 
 def aligned_name(alignment: Alignment) -> str:

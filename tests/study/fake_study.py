@@ -198,12 +198,10 @@ def write_data(grid: Grid, folder: Path) -> None:
         chosen.append({"id": "an instruction", "messages": ""})
         messages = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]] * len(chosen)
         table = pyarrow.table({"id": [row["id"] for row in chosen], "messages": messages})
-        path = (
-            grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"train_{alignment.name}-00000-of-00001.parquet"
-        )
+        path = grid.folder / "data" / f"seed{alignment.seed}" / "data" / f"{alignment.split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, path)
-        write_json(path.parents[1] / "manifests" / f"train_{alignment.name}.json", {"n_rows": len(chosen)})
+        write_json(path.parents[1] / "manifests" / f"{alignment.split}.json", {"n_rows": len(chosen)})
 
 
 def write_store(grid: Grid, name: str, ids: list[str], matrix: np.ndarray) -> None:
