@@ -92,6 +92,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 STUDY_BLOCKS = ("Study", "Source", "Models", "Task", "Utility", "Training", "Evaluation", "Judge")
 ROOMS = (
     "study",
+    "bench",
     "sandbox",
     "evaluation",
     "training",

@@ -9,6 +9,7 @@
     training     sections 4.1 and 4.2: supervised fine-tuning on DeepSpeed, defences
     evaluation   section 4.3: safety, judges, utility, MT-Bench, attacks
     sandbox      the embedded world and its tiny models
+    bench        memory, operations and speed of the stages, from a model's shape
     study        the grid: jobs, keys, plan, statistics, report
     command      the ``guardrail`` command
 

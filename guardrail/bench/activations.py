@@ -1,0 +1,94 @@
+"""Bytes of activations, from the shapes: what a backward pass needs, and what one pass holds for a moment.
+
+Counted tensor by tensor from transformers' LLaMA and Gemma-2 blocks in eager mode, as autograd saves them: the input
+of a linear layer that is trained, both factors of a product, the output of softmax and tanh, an RMS norm's input in
+float32. Measured against autograd itself in tests/bench. Plain arithmetic, no torch.
+
+Known limits: biases and dropout besides LoRA's are not in it, a compiled or fused block saves less, and a packed batch
+counts like one row per sequence. Letters: n tokens, D hidden, F intermediate, H query width, K key-value width, b bytes
+of a number, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from guardrail.bench.shapes import Shape
+
+
+def norm_saved(shape: Shape, n: int, b: int, trained: bool) -> int:
+    """One RMS norm: its input in float32, and the normalised input where the weight is trained."""
+    D = shape.hidden
+    weight_input = (4 if shape.float_norms else b) * n * D if trained else 0
+    return 4 * n * D + weight_input
+
+
+def attention_saved(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str) -> int:
+    """Rotated queries and keys, values, the output; the fused kernels keep one float32 per query and head, the eager
+    one the scores before (capped) and after the softmax, and keys and values repeated for every query head."""
+    n, H, K = n_rows * row_tokens, shape.query_width, shape.kv_width
+    if attention != "eager":
+        return (2 * H + 2 * K) * n * b + 4 * n * shape.heads
+    square = n_rows * shape.heads * row_tokens * row_tokens
+    softmax = 4 * square + (b * square if b != 4 else 0)  # in float32, and as what multiplies the values
+    capped = b * square if shape.attention_softcap else 0
+    return 4 * H * n * b + softmax + capped
+
+
+def block_saved(
+    shape: Shape,
+    n_rows: int,
+    row_tokens: int,
+    b: int,
+    attention: str,
+    adapted: Collection[str] | None = None,
+    r: int = 0,
+    dropout: bool = False,
+    on_gpu: bool = True,
+) -> int:
+    """Bytes that autograd saves in one block. ``adapted``: LoRA's targets, everything else frozen; None: all trained.
+
+    ``dropout``: LoRA's. ``on_gpu``: its mask takes a byte per number, on a CPU a whole number.
+    """
+    n, D, F = n_rows * row_tokens, shape.hidden, shape.intermediate
+    trained = adapted is None
+    out = shape.n_block_norms * norm_saved(shape, n, b, trained)
+    out += attention_saved(shape, n_rows, row_tokens, b, attention)
+    out += 3 * F * n * b  # the gate before and after its activation, and what it multiplies
+    inputs = shape.linears()
+    if adapted is None:
+        out += (2 * D + F) * n * b  # inputs of q, k, v; of gate and up; of down. o's is attention's output
+        return out
+    shared: set[str] = set()
+    for name in adapted:
+        width = inputs[name][0]
+        group = {"q_proj": "a", "k_proj": "a", "v_proj": "a", "gate_proj": "m", "up_proj": "m"}.get(name, name)
+        if dropout:  # each adapter draws its own mask
+            out += (b + (1 if on_gpu else b)) * width * n
+        elif group not in shared and name != "o_proj":
+            out += width * n * b
+        shared.add(group)
+        out += r * n * b  # between the two factors
+    return out
+
+
+def block_transient(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str) -> int:
+    """The most that one block's forward pass holds besides its input, when nothing is kept for a backward pass."""
+    n, D, F, H, K = n_rows * row_tokens, shape.hidden, shape.intermediate, shape.query_width, shape.kv_width
+    feed_forward = n * b * (D + 3 * F)  # input; gate, up and their product
+    rotation = n * b * (D + H + 2 * K + 3 * H)  # input; q, k, v; two products and their sum
+    out = max(feed_forward, rotation)
+    if attention == "eager":
+        square = n_rows * shape.heads * row_tokens * row_tokens
+        out = max(out, n * b * (D + 2 * H + 2 * K) + square * (4 + 2 * b))
+    return out
+
+
+def logits_saved(shape: Shape, n_labelled: int, b: int) -> int:
+    """Log-probabilities in float32, and the capped logits where a model caps them."""
+    return n_labelled * shape.vocabulary * (4 + (b if shape.logit_softcap else 0))
+
+
+def logits_peak(shape: Shape, n_labelled: int, b: int) -> int:
+    """The most that logits take: log-probabilities, their gradient and the logits' gradient, all in float32."""
+    return n_labelled * shape.vocabulary * (12 + (b if shape.logit_softcap else 0))
