@@ -37,6 +37,10 @@ COMMANDS = {
     "mix": ("a training split from instructions and a safety subset", "guardrail.data.mix"),
     "train": ("supervised fine-tuning on DeepSpeed", "guardrail.training.sft"),
     "evaluate": ("a model's answers to safety prompts", "guardrail.evaluation.safety.command"),
+    "checkpoint": (
+        "every evaluation of one checkpoint from one load of the model",
+        "guardrail.evaluation.checkpoint",
+    ),
     "judge": ("judge answers that are there already", "guardrail.evaluation.judges.__main__"),
     "utility": ("a model's score on its downstream task", "guardrail.evaluation.utility.evaluate"),
     "mt_bench": ("MT-Bench, or a task of lm-evaluation-harness", "guardrail.evaluation.benchmarks"),

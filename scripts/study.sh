@@ -40,7 +40,7 @@ if [[ " $* " == *" --plan "* ]]; then
     exit
 fi
 if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
-    "${CHECK[@]}" --dry_run --ranks "$NUM_PROCESSES"
+    "${CHECK[@]}" --dry_run --ranks "$NUM_PROCESSES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL"
     exit
 fi
 value() { python -c 'import json, sys; print(json.loads(sys.argv[1])[sys.argv[2]])' "$1" "$2"; }
@@ -51,9 +51,11 @@ CONFIG="$(value "$PLAN" study_config)"
 exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
-SCHEDULE="$(python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES" \
-    "--gpus=$GPUS" --gpus_per_job "$TENSOR_PARALLEL")"
-if [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; then
+schedule() {
+    python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES" \
+        "--gpus=$GPUS" --gpus_per_job "$TENSOR_PARALLEL" "$@"
+}
+run_scheduled() {
     # Snakemake only schedules: what runs is decided by guardrail.study.schedule. The two sed lines drop its chatter from
     # the terminal; .snakemake/log/ keeps everything.
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" snakemake --snakefile "$REPO/workflow/Snakefile" \
@@ -61,7 +63,18 @@ if [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; then
         --resources "gpus=$N_GPUS" "cpu_jobs=$CPU_JOBS" --keep-going --rerun-incomplete --nolock --quiet rules \
         "$@" 2>&1 >/dev/null |
         sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log|Touching output file)/d' \
-            -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2 ||
+            -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2
+}
+STARTED="$(date +%s)"
+SCHEDULE="$(schedule)"
+while [[ "$(value "$SCHEDULE" n_run)" != 0 ]] && ! run_scheduled "$@"; do
+    # What came after a failed process, or shared one with a failed job, and does not need the failed one, goes on.
+    BEFORE="$(value "$SCHEDULE" run)"
+    SCHEDULE="$(schedule --failed_since "$STARTED")"
+    if [[ "$(value "$SCHEDULE" n_run)" == 0 || "$(value "$SCHEDULE" run)" == "$BEFORE" ]]; then
         echo "some stages failed; the others are done, and the table says which cells are missing" >&2
-fi
+        break
+    fi
+    echo "some stages failed; those that do not need them go on" >&2
+done
 python -m guardrail.study.write "$CONFIG" --outputs "$OUTPUTS"

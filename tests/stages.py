@@ -24,7 +24,8 @@ FILES = (
     *("benchmarks/safety.py", "benchmarks/similarity.py", "benchmarks/training.py"),
 )
 MODULES = (
-    *("guardrail.evaluation.compare", "guardrail.evaluation.judges.__main__", "guardrail.evaluation.mt_bench.figure"),
+    *("guardrail.evaluation.checkpoint", "guardrail.evaluation.compare"),
+    *("guardrail.evaluation.judges.__main__", "guardrail.evaluation.mt_bench.figure"),
     *(
         "guardrail.study.check",
         "guardrail.study.write",

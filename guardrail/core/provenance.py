@@ -67,6 +67,12 @@ def fingerprint(config: dict[str, Any], inputs: dict[str, Any]) -> str:
     return hash_json({"config": config, "inputs": inputs})
 
 
+def restart_clock() -> None:
+    """Count the ``wall_sec`` of the next `run_record` from now: another stage begins in this process."""
+    global START_SEC
+    START_SEC = time.time()
+
+
 def run_record(stage: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """The ``run`` block: ``stage``, resolved ``config``, ``facts`` (hashes, n, seeds) and the environment."""
     key = os.environ.get(JOB_KEY_VARIABLE)

@@ -29,18 +29,24 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def process_group(timeout_hours: float = 24.0) -> Iterator[None]:
-    """Join the group (nccl on GPU, gloo on CPU) when there are several ranks; leave it at the end."""
+    """Join the group (nccl on GPU, gloo on CPU) when there are several ranks; leave it at the end.
+
+    Inside another one only the end is waited for: a group is joined once per process.
+    """
     if world_size() == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        yield
+        barrier()
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(hours=timeout_hours))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(hours=timeout_hours))
     try:
         yield
         barrier()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guardrail.core.errors import UserError
+from guardrail.core.loaded import loaded
 from guardrail.core.ranks import world_size
 from guardrail.generation.interface import Backend, Completion, Request, eos_ids_of, row_seed
 from guardrail.generation.options import SamplingOptions
@@ -51,7 +52,10 @@ def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: A
     import vllm
 
     try:
-        return vllm.LLM(model=resolve_checkpoint(model), dtype=dtype, disable_log_stats=True, **options)
+        return loaded(
+            lambda: vllm.LLM(model=resolve_checkpoint(model), dtype=dtype, disable_log_stats=True, **options),
+            *("vLLM", model, dtype, repr(sorted(options.items()))),
+        )
     except (ValueError, OSError) as error:
         raise UserError(f"vLLM cannot load {model}: {' '.join(str(error).split())[:300]}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardrail.core.errors import UserError, unknown
+from guardrail.core.loaded import loaded
 from guardrail.core.ranks import local_rank
 from guardrail.models.checkpoints import (
     REDO,
@@ -100,7 +101,7 @@ def load_causal_lm(
     """A causal LM in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
     from transformers import AutoModelForCausalLM
 
-    return _placed(load_complete(AutoModelForCausalLM, name, dtype, trust_remote_code, **options), device)
+    return _placed(AutoModelForCausalLM, name, dtype, device, trust_remote_code, **options)
 
 
 def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
@@ -110,14 +111,14 @@ def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_r
     """
     from transformers import AutoModel
 
-    return _placed(load_complete(AutoModel, name, dtype, trust_remote_code, headless=True), device)
+    return _placed(AutoModel, name, dtype, device, trust_remote_code, headless=True)
 
 
 def load_classifier(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
     """A sequence classifier in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
     from transformers import AutoModelForSequenceClassification
 
-    return _placed(load_complete(AutoModelForSequenceClassification, name, dtype, trust_remote_code), device)
+    return _placed(AutoModelForSequenceClassification, name, dtype, device, trust_remote_code)
 
 
 def load_complete(
@@ -203,5 +204,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _placed(model: Any, device: Any) -> Any:
-    return model.to(device if device is not None else pick_device()).eval()
+def _placed(kind: Any, name: str, dtype: str, device: Any, trust_remote_code: bool, **options: Any) -> Any:
+    place = device if device is not None else pick_device()
+    return loaded(
+        lambda: load_complete(kind, name, dtype, trust_remote_code, **options).to(place).eval(),
+        *(kind, name, dtype, str(place), trust_remote_code, repr(sorted(options.items()))),
+    )

@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs that would run and why; write nothing")
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, for --dry_run")
+    parser.add_argument("--gpu_names", default="", help="GPUs that the jobs share, as 0,1,2,3, for --dry_run")
+    parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="of a job that does not train, likewise")
     args = parser.parse_args(argv)
     overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
     study = load_study(args.study, {key: value for key, value in overrides.items() if value})
@@ -115,9 +117,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         return plan
     plan = check_study(study, args.outputs)
     if args.dry_run:
-        from guardrail.study.schedule import dry_run
+        from guardrail.study.schedule import dry_run, this_machine
 
-        return {**plan, **dry_run(grid, args.ranks)}
+        return {**plan, **dry_run(grid, args.ranks, this_machine(args.gpu_names, args.gpus_per_job))}
     path = grid.folder / "study_config.json"
     resolved = as_dict(study)
     if not path.is_file() or read_json(path) != _plain(resolved):

@@ -17,16 +17,12 @@ from guardrail.evaluation.utility.evaluate import UtilityConfig
 from guardrail.study import keys
 from guardrail.study.config import Source
 from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, judge_file, utility_file
-from guardrail.study.jobs import JobMaker
+from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import Key, deciding, make_key
+from guardrail.study.processes import EVALUATE
 
 EVAL_TEMPLATE = "plain"
 GENERATION_SEED = 0
-
-
-def as_variables(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the variables of the evaluation scripts."""
-    return {"DTYPE" if name == "torch_dtype" else name.upper(): value for name, value in options.items()}
 
 
 def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]) -> None:
@@ -47,10 +43,8 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
         "eval_template": EVAL_TEMPLATE,
     }
     texts = {"style": maker.style, "eval_template": eval_template_fingerprint(EVAL_TEMPLATE)}
-    limit = ["--limit", str(evaluation.limit)] if evaluation.limit else []
-    variables = {"MODEL": model, **as_variables(decoding)}
 
-    def answers(stage: str, bench: str, data: str | None, results: str, more: dict[str, Any], files: tuple) -> None:
+    def answers(stage: str, bench: str, data: str | None, results: str, evaluator: str, files: tuple) -> None:
         config = SafetyConfig(
             model_family=study.prompt_style,
             model_name_or_path="",
@@ -59,19 +53,31 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
             limit=evaluation.limit,
             **decoding,
         )
-        options = {**deciding(config), **{name.lower(): value for name, value in more.items()}}
+        options = {**deciding(config), "evaluator": evaluator}
         options["safety_bench"] = source_name(bench)  # a file counts by its content, wherever it lies
         found = {**inputs, **texts, "bench": keys.bench_hash(bench, data)}
-        place = {"BENCH": bench, "BENCH_DATA": data, "SAVE_PATH": maker.path(folder, results)}
         maker.add(
             f"{stage}.{short}",
             stage,
             f"{stage.replace('_', ' ').replace('over refusal', 'over-refusal')}: {folder}",
-            ["scripts/eval_safety.sh", *limit],
-            {**variables, **place, **more},
+            [
+                "guardrail.evaluation.safety.command",
+                *flags(
+                    model_name_or_path=model,
+                    model_family=study.prompt_style,
+                    safety_bench=bench,
+                    bench_data=data,
+                    limit=evaluation.limit,
+                    evaluator=evaluator,
+                    save_path=maker.path(folder, results),
+                    **decoding,
+                ),
+            ],
+            {},
             {"answers": (make_key(stage, options, found, needs), files)},
             upstream,
             f"{folder}/{results}/generate.log",
+            process=f"{EVALUATE}.{short}",
         )
 
     safety = f"{folder}/evaluation/safety"
@@ -80,7 +86,7 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
         evaluation.safety_bench,
         evaluation.safety_bench_data,
         "evaluation/safety",
-        {"EVALUATOR": "none"},
+        "none",
         (f"{safety}/results.json",),
     )
     judges(maker, folder, short, safety)
@@ -91,7 +97,7 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
             evaluation.over_refusal_bench,
             evaluation.over_refusal_bench_data,
             str(file.parent),
-            {"EVALUATOR": "key_word"},
+            "key_word",
             (f"{folder}/{file.parent}/results.json", f"{folder}/{file}"),
         )
     for task in tasks:
@@ -115,24 +121,31 @@ def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
         f"harmfulness.{short}",
         "harmfulness",
         f"harmfulness: {folder}",
-        ["scripts/moderate.sh"],
-        {
-            "DATA_PATH": str(maker.grid.folder / safety),
-            "MODERATION_MODEL": study.models.moderation,
-            "MAX_LENGTH": evaluation.moderation_max_length,
-            "THRESHOLD": evaluation.threshold,
-            "FIGURE": False,
-        },
+        [
+            "guardrail.evaluation.judges.beavertails",
+            *flags(
+                data_path=maker.path(safety),
+                model_path=study.models.moderation,
+                max_length=evaluation.moderation_max_length,
+                threshold=evaluation.threshold,
+                figure=False,
+            ),
+        ],
+        {},
         {"judgements": (key, (f"{folder}/{SAFETY_FILE}",))},
         [answers],
         f"{safety}/moderate.log",
+        process="harmfulness",
+        one_process=True,
     )
     for name, judge in evaluation.judges.items():
         local = name == "guard" and judge.backend != "openai"
         if name == "guard":
-            options = deciding_judge(Guard(guard_model=judge.model, guard_backend=judge.backend), "guard_model")
+            asked: dict[str, Any] = {"guard_model": judge.model, "guard_backend": judge.backend}
+            options = deciding_judge(Guard(**asked), "guard_model")
         else:
-            options = deciding_judge(Rubric(rubric_model=judge.model))
+            asked = {"rubric_model": judge.model}
+            options = deciding_judge(Rubric(**asked))
         options |= {} if local else {"served_model": judge.model, "server": judge.base_url}
         inputs = {"model": maker.model(judge.model)} if local else {}
         key = make_key(f"judge_{name}", options, inputs, needs)
@@ -140,18 +153,18 @@ def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
             f"judge_{name}.{short}",
             f"judge_{name}",
             f"judge {name}: {folder}",
-            ["scripts/judge.sh"],
-            {
-                "DATA_PATH": str(maker.grid.folder / safety),
-                "JUDGE": name,
-                "JUDGE_MODEL": judge.model,
-                "JUDGE_BACKEND": judge.backend,
-                "JUDGE_BASE_URL": judge.base_url,
-            },
+            [
+                "guardrail.evaluation.judges.__main__",
+                maker.path(safety, "results.json"),
+                *flags(judge=name, figure=False, **asked, judge_base_url=judge.base_url),
+            ],
+            {},
             {"judgements": (key, (f"{folder}/{judge_file(name)}",))},
             [answers],
             f"{safety}/{name}.log",
             gpus="one" if local else "none",
+            process=f"judge_{name}",
+            one_process=True,
         )
 
 
@@ -187,15 +200,20 @@ def utility(
         f"utility.{short}.{task}",
         "utility",
         f"utility on {task}: {folder}",
-        ["scripts/eval_utility.sh"],
-        {
-            "MODEL": model,
-            "DATASET": utility.source,
-            "SPLIT": utility.split,
-            "SAVE_PATH": str(maker.grid.folder / file),
-            **as_variables(settings),
-        },
+        [
+            "guardrail.evaluation.utility.evaluate",
+            *flags(
+                model_name_or_path=model,
+                model_family=study.prompt_style,
+                dataset=utility.source,
+                split=utility.split,
+                save_path=maker.path(file),
+                **settings,
+            ),
+        ],
+        {},
         {"utility": (make_key("utility", options, found, needs), (file,))},
         upstream,
         f"{folder}/evaluation/utility/{task}.log",
+        process=f"{EVALUATE}.{short}",
     )

@@ -1,7 +1,7 @@
-"""One job of a study, and what is asked of many: which script with which variables, what it makes, what it needs.
+"""One job of a study, and what is asked of many: which stage with which settings, what it makes, what it needs.
 
-A job is one process of one script in `scripts/`; a product is what it makes under one key (a selection job makes one
-per subset). All jobs of a study: `guardrail.study.dag.make_jobs`.
+A job is one run of one stage; a product is what it makes under one key (a selection job makes one per subset). Several
+jobs may share a process (`guardrail.study.processes`). All jobs of a study: `guardrail.study.dag.make_jobs`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ from guardrail.study.keys import Key
 from guardrail.study.records import Product, State, product_state
 
 
+def flags(**values: Any) -> list[str]:
+    """Options of a stage as flags of its command line; those without a value are left out."""
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One process of one stage.
+    """One run of one stage.
 
-    ``command`` and ``variables`` are the script with its arguments and its whole set of settings; ``needs`` names the
-    jobs whose files it reads; ``log`` is relative to the study's folder, as are the files of ``products``. ``gpus``
-    says how many it takes on a GPU machine (`guardrail.study.leases`): "all", "one" or "none"; it is in no key.
+    ``command`` is a script with its arguments, and ``variables`` its whole set of settings; or, for a job that can
+    share a process, the stage's module with its flags. ``needs`` names the jobs whose files it reads; ``log`` is
+    relative to the study's folder, as are the files of ``products``. What follows is in no key: ``gpus`` says how many
+    it takes on a GPU machine (`guardrail.study.leases`), "all", "one" or "none"; ``process`` in which process it runs;
+    ``one_process`` that it does not share its work out over several ranks.
     """
 
     name: str
@@ -36,6 +43,13 @@ class Job:
     needs: tuple[str, ...]
     log: str
     gpus: str
+    process: str = ""
+    one_process: bool = False
+
+    @property
+    def is_script(self) -> bool:
+        """Is it a script, with a process of its own?"""
+        return self.command[0].endswith((".sh", ".py"))
 
     def product(self, name: str | None = None) -> Product:
         """The product of that name; without a name the only one."""
@@ -84,11 +98,15 @@ class JobMaker:
         needs: list[str],
         log: str,
         gpus: str = "one",
+        process: str | None = None,
+        one_process: bool = False,
     ) -> None:
         made = tuple(Product(product, key, files) for product, (key, files) in products.items())
         texts = {key: "" if value is None else str(value) for key, value in variables.items()}
         needed = tuple(dict.fromkeys(needs))
-        self.jobs[name] = Job(name, stage, title, tuple(command), texts, made, needed, log, gpus)
+        self.jobs[name] = Job(
+            *(name, stage, title, tuple(command), texts, made, needed, log, gpus, process or name, one_process)
+        )
 
     def key_of(self, job: str, product: str | None = None) -> Key:
         return self.jobs[job].product(product).key

@@ -25,11 +25,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.gpus import SLURM_JOB, choose, listed
-from guardrail.study.jobs import Job
 
 TOKEN_VARIABLE = "GUARDRAIL_LEASE"
 FOLDER_VARIABLE = "GUARDRAIL_LOCKS"
@@ -50,11 +50,21 @@ class Machine:
         return {"all": len(self.gpus), "one": min(self.per_job, len(self.gpus)), "none": 0}[gpus]
 
 
+class Wants(Protocol):
+    """Who asks for GPUs: a job or a process of several."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gpus(self) -> str: ...
+
+
 CPU_MACHINE = Machine()
 
 
 @contextlib.contextmanager
-def devices_of(job: Job, machine: Machine, ranks: int, shell: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def devices_of(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """The variables with which the stage of ``job`` sees its GPUs and no other; waits until they are free.
 
     Raises ``UserError`` where the scheduler gave others than the schedule counted on.
@@ -78,7 +88,7 @@ def seen(gpus: Sequence[str]) -> dict[str, str]:
     return {"DEVICE": "gpu", "GPUS": ",".join(gpus), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
 
-def allocated(job: Job, machine: Machine, ranks: int, shell: Mapping[str, str]) -> dict[str, str]:
+def allocated(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]) -> dict[str, str]:
     """The variables of a stage that is a SLURM job of its own: all GPUs of the allocation."""
     given = choose({name: value for name, value in shell.items() if name != "GPUS"}, listed())
     if not machine.gpus:

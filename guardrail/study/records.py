@@ -110,6 +110,14 @@ def write_failure(root: Path, job: str, products: tuple[Product, ...], reason: s
     write_json(root / FOLDER / job / FAILED, {"job": job, "keys": keys, "reason": reason, "log": log})
 
 
+def failed_at(root: Path, job: str) -> float:
+    """When the last attempt at ``job`` failed, in seconds since 1970; 0 when it did not."""
+    try:
+        return (root / FOLDER / job / FAILED).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def clear_failure(root: Path, job: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         (root / FOLDER / job / FAILED).unlink()

@@ -2,9 +2,10 @@
 
     python -m guardrail.study.schedule outputs/quickstart/study_config.json
 
-Writes `outputs/<study>/jobs.json`: every job with its keys, and the list to run. A job runs if and only if one of its
-products is not done (`guardrail.study.records`). The sandbox's models are made first where they are missing: what a
-study reads from outside is part of its keys, so it has to be there.
+Writes `outputs/<study>/jobs.json`: every job with its keys, and the processes that run those that have to run
+(`guardrail.study.processes`). A job runs if and only if one of its products is not done (`guardrail.study.records`).
+With ``--failed_since``, what failed in this run is left out, and what needs it: the rest goes on. The sandbox's models
+are made first where they are missing: what a study reads from outside is part of its keys, so it has to be there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
 from guardrail.study.keys import Key
 from guardrail.study.leases import CPU_MACHINE, Machine
-from guardrail.study.records import Product, State
+from guardrail.study.processes import Process, make_processes
+from guardrail.study.records import Product, State, failed_at
 from guardrail.study.training_jobs import OUR_TRAINER as OUR_TRAINER
 
 JOBS_FILE = "jobs.json"
@@ -48,6 +50,15 @@ def choose_trainer() -> str:
 def to_run(jobs: dict[str, Job], states: dict[str, dict[str, State]]) -> list[str]:
     """Jobs with a product that is not done, or with answers that a judge's server left open, in order."""
     return [name for name in jobs if any(not state.done or state.unanswered for state in states[name].values())]
+
+
+def without_failed(grid: Grid, jobs: dict[str, Job], names: list[str], since: float) -> list[str]:
+    """Of ``names`` those that have not failed since the time ``since`` and need nothing that has."""
+    out: set[str] = {name for name in names if failed_at(grid.folder, name) < since}
+    for name in names:  # each after those that it needs
+        if any(need in names and need not in out for need in jobs[name].needs):
+            out.discard(name)
+    return [name for name in names if name in out]
 
 
 def all_ranks(ranks: int) -> int:
@@ -76,7 +87,7 @@ def write_schedule(
     ranks: int = 1,
     machine: Machine = CPU_MACHINE,
 ) -> Path:
-    """Write `jobs.json`, and clear the scheduler's markers of an earlier run."""
+    """Write `jobs.json` with the processes that run ``run_names``; clear the scheduler's markers of an earlier run."""
     shutil.rmtree(grid.folder / MARKERS, ignore_errors=True)
     content = {
         "study": grid.study.name,
@@ -85,7 +96,7 @@ def write_schedule(
         "ranks": ranks,
         "machine": dataclasses.asdict(machine),
         "jobs": [dataclasses.asdict(job) for job in jobs.values()],
-        "run": run_names,
+        "processes": [dataclasses.asdict(one) for one in make_processes(jobs, run_names, machine).values()],
     }
     path = grid.folder / JOBS_FILE
     if not path.is_file() or read_json(path) != _plain(content):
@@ -99,8 +110,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read_schedule(path: Path) -> tuple[Path, dict[str, Job], list[str]]:
-    """The study's folder, its jobs and the names of those that run."""
+def read_schedule(path: Path) -> tuple[Path, dict[str, Job], dict[str, Process]]:
+    """The study's folder, its jobs and the processes that run."""
     content = read_json(path)
     jobs = {}
     for raw in content["jobs"]:
@@ -109,7 +120,10 @@ def read_schedule(path: Path) -> tuple[Path, dict[str, Job], list[str]]:
         )
         parts = {"command": tuple(raw["command"]), "products": products, "needs": tuple(raw["needs"])}
         jobs[raw["name"]] = Job(**{**raw, **parts})
-    return Path(content["root"]), jobs, content["run"]
+    processes = [
+        Process(**{**raw, "jobs": tuple(raw["jobs"]), "needs": tuple(raw["needs"])}) for raw in content["processes"]
+    ]
+    return Path(content["root"]), jobs, {process.name: process for process in processes}
 
 
 def read_machine(path: Path) -> tuple[Machine, int]:
@@ -146,10 +160,18 @@ def _needs(job: Job) -> list[str]:
     return [need for product in job.products for need in product.key.parts["needs"]]
 
 
-def show(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str], limit: int | None) -> None:
+def show(
+    jobs: dict[str, Job],
+    states: dict[str, dict[str, State]],
+    names: list[str],
+    processes: dict[str, Process],
+    limit: int | None,
+) -> None:
     """The plan on stderr: how many of each stage, and the reasons."""
     stages = Counter(jobs[name].stage for name in names)
-    log(f"{len(jobs) - len(names)} of {len(jobs)} jobs are done, {len(names)} to run")
+    n = len(processes)
+    how = f" in {n} process{'es' if n > 1 else ''}" if names else ""
+    log(f"{len(jobs) - len(names)} of {len(jobs)} jobs are done, {len(names)} to run{how}")
     for stage, count in stages.items():
         log(f"  {count:>5}  {stage}")
     statuses = {state.status for name in names for state in states[name].values()}
@@ -161,13 +183,22 @@ def show(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[
             log(f"  ... and {len(lines) - limit} more")
 
 
-def dry_run(grid: Grid, ranks: int) -> dict[str, Any]:
-    """Print the jobs that would run and why; nothing is written, made or loaded."""
+def dry_run(grid: Grid, ranks: int, machine: Machine = CPU_MACHINE) -> dict[str, Any]:
+    """Print the jobs that would run and why; nothing is written, made or loaded.
+
+    ``n_run`` and ``run``: the processes that would be started.
+    """
     jobs = make_jobs(grid, choose_trainer(), all_ranks(ranks))
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
-    show(jobs, states, names, None)
-    return {"n_jobs": len(jobs), "n_run": len(names), "run": names}
+    processes = make_processes(jobs, names, machine)
+    show(jobs, states, names, processes, None)
+    return {**counts(jobs, names, processes), "jobs_to_run": names, "run": list(processes)}
+
+
+def counts(jobs: dict[str, Job], names: list[str], processes: dict[str, Process]) -> dict[str, Any]:
+    """Jobs of the study, jobs to run, and the processes that are started for them."""
+    return {"n_jobs": len(jobs), "n_jobs_to_run": len(names), "n_run": len(processes)}
 
 
 def make_sandbox_models(study: Study) -> None:
@@ -184,6 +215,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job")
     parser.add_argument("--gpus", default="", help="GPUs that the jobs share, as 0,1,2,3; empty on a CPU machine")
     parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="GPUs of a job that does not train")
+    parser.add_argument("--failed_since", type=float, help="go on without what failed since then (seconds since 1970)")
     args = parser.parse_args(argv)
     machine = this_machine(args.gpus, args.gpus_per_job)
     grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
@@ -193,9 +225,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     jobs = make_jobs(grid, trainer, ranks)
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
-    show(jobs, states, names, N_REASONS)
+    if args.failed_since is not None:
+        names = without_failed(grid, jobs, names, args.failed_since)
+    processes = make_processes(jobs, names, machine)
+    show(jobs, states, names, processes, N_REASONS)
     path = write_schedule(grid, jobs, names, trainer, ranks, machine)
-    return {"jobs": str(path), "n_jobs": len(jobs), "n_run": len(names)}
+    return {"jobs": str(path), **counts(jobs, names, processes), "run": list(processes)}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from guardrail.similarity.selection.options import needs as selector_needs
 from guardrail.study.config import Lora, Training
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
-from guardrail.study.jobs import JobMaker
+from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import deciding, make_key
+from guardrail.study.processes import MIX, SUBSETS
 from guardrail.training.config import SFTConfig
 
 OUR_TRAINER = "guardrail.training.sft"
@@ -56,19 +57,23 @@ def representations(maker: JobMaker, name: str) -> None:
         f"representations.{name}",
         "representations",
         f"representations: {name}",
-        ["scripts/get_representation.sh"],
-        {
-            "DATASET_FOLDER": maker.path("similarity", name),
-            "DATASET_DATA": rows.source,
-            "SPLIT": rows.split,
-            "MODEL_ID": "extraction",
-            "MODEL": study.models.extraction,
-            "PROMPT_STYLE": study.prompt_style,
-            "DTYPE": study.dtype,
-        },
+        [
+            "guardrail.similarity.representations.extract",
+            *flags(
+                dataset_folder=maker.path("similarity", name),
+                dataset_data=rows.source,
+                split=rows.split,
+                model_id="extraction",
+                model_name_or_path=study.models.extraction,
+                prompt_style=study.prompt_style,
+                torch_dtype=study.dtype,
+            ),
+        ],
+        {},
         {"store": (key, (store,))},
         [],
         f"logs/representations_{name}.log",
+        process=SUBSETS,
     )
 
 
@@ -77,13 +82,12 @@ def select(maker: JobMaker, task: str, size: int) -> None:
     pool, anchors = "representations.safety_pool", f"representations.{task}"
     train = study.tasks[task].train
     folder = f"similarity/{task}/selection_{size}"
-    products, flags = {}, []
+    products, anchor_rows = {}, {}
     for subset in maker.selected:
         inputs = {"pool": maker.source(study.safety_pool)}
         if "anchor_data" in selector_needs(subset):
             inputs["task"] = maker.source(train)
-            flags = [f"--anchoring_dataset_dir={train.source}"]
-            flags += [f"--anchoring_split={train.split}"] if train.split else []
+            anchor_rows = {"anchoring_dataset_dir": train.source, "anchoring_split": train.split}
         config = SelectionConfig(
             dataset_folder="", dataset_dir="", selector=(subset,), select_n=size, avg_n=1, merge="score"
         )
@@ -96,23 +100,28 @@ def select(maker: JobMaker, task: str, size: int) -> None:
         name,
         "select",
         f"select subsets of {size} rows: {task}",
-        ["scripts/select_subset.sh", *flags],
-        {
-            "DATASET_FOLDER": maker.path("similarity", task),
-            "NAME": f"selection_{size}",
-            "SIZE": size,
-            "POOL": study.safety_pool.source,
-            "POOL_SPLIT": study.safety_pool.split,
-            "POOL_REPS": maker.path("similarity/safety_pool/reps/extraction"),
-            "ANCHOR_REPS": maker.path("similarity", task, "reps/extraction"),
-            "SELECTOR": ",".join(maker.selected),
-            "AVG_N": 1,
-            "MERGE": "score",
-            "SEED": SelectionConfig.seed,
-        },
+        [
+            "guardrail.similarity.selection.pipeline",
+            *flags(
+                dataset_folder=maker.path("similarity", task),
+                save_folder=f"selection_{size}",
+                select_n=size,
+                dataset_dir=study.safety_pool.source,
+                split=study.safety_pool.split,
+                dataset_reps_dir=maker.path("similarity/safety_pool/reps/extraction"),
+                anchoring_reps_dir=maker.path("similarity", task, "reps/extraction"),
+                selector=",".join(maker.selected),
+                avg_n=1,
+                merge="score",
+                **anchor_rows,
+            ),
+        ],
+        {},
         products,
         [pool, anchors],
         f"logs/select_{task}_{size}.log",
+        process=SUBSETS,
+        one_process=True,
     )
 
 
@@ -122,35 +131,37 @@ def mix(maker: JobMaker, alignment: Alignment) -> None:
     split, out = alignment.split, f"data/seed{alignment.seed}"
     sim = "high" if alignment.task else alignment.subset
     size = None if sizeless(alignment.subset) else alignment.size
-    flags: dict[str, Any] = {"sim": sim, "size": size, "seed": alignment.seed, "instruct_size": study.instruct_size}
-    flags |= {"task": alignment.task or "any", "instruct_split": study.instruct.split, "split": split}
+    chosen: dict[str, Any] = {"sim": sim, "size": size, "seed": alignment.seed, "instruct_size": study.instruct_size}
+    chosen |= {"task": alignment.task or "any", "instruct_split": study.instruct.split, "split": split}
     if alignment.replays:
-        flags |= {"replay_fraction": study.replay_fraction}
+        chosen |= {"replay_fraction": study.replay_fraction}
         if alignment.subset == "none":  # a control of as many steps as the smallest arm
-            flags["size"] = study.subset_sizes[0]
-    options = deciding(MixConfig(instruct="", safety="", out="", **flags), "instruct_split", "safety_split")
-    flags |= {"instruct": study.instruct.source, "out": maker.path(out)}
+            chosen["size"] = study.subset_sizes[0]
+    options = deciding(MixConfig(instruct="", safety="", out="", **chosen), "instruct_split", "safety_split")
+    chosen |= {"instruct": study.instruct.source, "out": maker.path(out)}
     inputs, needs, upstream = {"instruct": maker.source(study.instruct)}, {}, []
     if alignment.task is None:
-        flags |= {"safety": study.safety_pool.source, "safety_split": study.safety_pool.split}
+        chosen |= {"safety": study.safety_pool.source, "safety_split": study.safety_pool.split}
         if alignment.subset != "none":  # which takes no row of it
             inputs["safety"] = maker.source(study.safety_pool)
     else:
         upstream = [f"select.{alignment.task}_{alignment.size}"]
         needs["safety"] = maker.key_of(upstream[0], alignment.subset)
         stem = file_stem(alignment.subset, alignment.size)
-        flags["safety"] = maker.path("similarity", alignment.task, f"selection_{alignment.size}", f"{stem}.jsonl")
+        chosen["safety"] = maker.path("similarity", alignment.task, f"selection_{alignment.size}", f"{stem}.jsonl")
     files = (f"{out}/data/{split}-00000-of-00001.parquet", f"{out}/manifests/{split}.json")
     maker.add(
         name,
         "mix",
         f"mix: {split.removeprefix('train_')}, seed {alignment.seed}",
-        ["datasets/mix.py", *(f"--{flag}={value}" for flag, value in flags.items() if value is not None)],
+        ["guardrail.data.mix", *flags(**chosen)],
         {},
         {"split": (make_key("mix", options, inputs, needs), files)},
         upstream,
         f"logs/mix_{split.removeprefix('train_')}_seed{alignment.seed}.log",
         gpus="none",
+        process=MIX,
+        one_process=True,
     )
 
 

@@ -28,6 +28,7 @@ SCRIPTS = (
     *("beavertails_moderation/evaluate.py", "beavertails_moderation/formatter.py"),
 )
 MODULES = {  # the name under which the golden file knows it: the module
+    "checkpoint": "guardrail.evaluation.checkpoint",
     "compare": "guardrail.evaluation.compare",
     "judges": "guardrail.evaluation.judges",
     "mt_bench_figure": "guardrail.evaluation.mt_bench.figure",

@@ -20,6 +20,7 @@ STAGES = {  # script -> the stages that get its variables
     "audit": ["similarity/audit.py"],
     "cluster": ["similarity/get_high_similarity_group.py"],
     "eval_safety": ["eval_safety.py"],
+    "evaluate": ["guardrail.evaluation.checkpoint"],
     "eval_utility": ["eval_utility.py"],
     "get_representation": ["similarity/get_representation.py"],
     "judge": ["guardrail.evaluation.judges.__main__"],
@@ -33,13 +34,25 @@ STAGES = {  # script -> the stages that get its variables
 VIA = {"sft_downstream": "sft", "sft_subset": "sft"}  # the script that passes an exported variable on
 DELIBERATE = {
     ("eval_safety", "PROMPT_STYLE"): "the paper evaluates base models with llama2_base (its command)",
+    ("evaluate", "BENCH"): "the paper's bench, as in eval_safety.sh; the option alone evaluates nothing unasked",
     ("mt_bench", "BACKEND"): "the paper answers MT-Bench with vLLM (its command)",
     ("select_subset", "SIZE"): "the paper's subsets have 1,000 and 5,000 rows",
     ("sft", "BATCH_SIZE"): "the paper's alignment: 8 rows per device on 4 GPUs",
     ("sft_downstream", "EPOCHS"): "the paper's downstream fine-tuning: 5 epochs",
     ("sft_downstream", "BATCH_SIZE"): "the paper's downstream fine-tuning: 5 rows per device",
 }
-NO_STAGE = ("help", "setup", "install", "install_template", "install_vllm", "quickstart", "study", "test", "lint")
+NO_STAGE = (
+    "help",
+    "setup",
+    "install",
+    "install_template",
+    "install_vllm",
+    "quickstart",
+    "stages",
+    "study",
+    "test",
+    "lint",
+)
 SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.sh"))
 
 

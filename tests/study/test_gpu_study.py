@@ -23,10 +23,17 @@ from pathlib import Path
 
 HERE, WANTED = Path(__file__).parent, 4
 root = Path("{root}")
-jobs = json.loads((root / "jobs.json").read_text())["jobs"]
-job = next(j for j in jobs if j["products"][0]["key"]["value"] == os.environ["GUARDRAIL_JOB_KEY"])
+content = json.loads((root / "jobs.json").read_text())
+all_jobs = {{j["name"]: j for j in content["jobs"]}}
+if len(sys.argv) > 1:  # scripts/stages.sh
+    steps = json.loads(Path(sys.argv[1]).read_text())
+    names = [step["name"] for step in steps["steps"]]
+else:
+    key, steps = os.environ["GUARDRAIL_JOB_KEY"], None
+    names = [name for name, j in all_jobs.items() if j["products"][0]["key"]["value"] == key]
+process = next(p for p in content["processes"] if set(names) <= set(p["jobs"]))
 mine = HERE / f"active.{{os.getpid()}}"
-one = job["gpus"] == "one"
+one = process["gpus"] == "one"
 start = time.time()
 if one:
     mine.touch()
@@ -35,7 +42,7 @@ if one:
             (HERE / "full").touch()
         time.sleep(0.05)
 time.sleep(0.1)
-for product in job["products"]:
+for product in [product for name in names for product in all_jobs[name]["products"]]:
     for name in product["files"]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +50,13 @@ for product in job["products"]:
             path.mkdir(exist_ok=True)
             path = path / "config.json"
         path.write_text("{{}}")
+if steps:
+    with open(steps["status"], "a") as handle:
+        for name in names:
+            for state in ("started", "done"):
+                handle.write(json.dumps({{"step": name, "state": state}}) + "\\n")
 mine.unlink(missing_ok=True)
-event = {{"job": job["name"], "needs": job["gpus"], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+event = {{"job": process["name"], "needs": process["gpus"], "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
          "script_gpus": os.environ.get("GPUS"), "start": start, "end": time.time()}}
 with open(HERE / "events.jsonl", "a") as handle:
     handle.write(json.dumps(event) + "\\n")
@@ -73,11 +85,9 @@ def events(tmp_path_factory) -> list[dict]:
     (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
     stub = folder / "stub.py"
     stub.write_text(STUB.format(root=outputs / "toy"))
-    shutil.copy(stub, copy / "datasets" / "mix.py")
-    (copy / "datasets" / "mix.py").write_text(f"import runpy\nrunpy.run_path({str(stub)!r})\n")
     for script in (copy / "scripts").glob("*.sh"):
         if script.stem not in ("study", "setup", "help"):
-            script.write_text(f"exec {sys.executable} {stub}\n")
+            script.write_text(f'exec {sys.executable} {stub} "$@"\n')
     pretend(binaries, "nproc", "echo 64")
     pretend(binaries, "nvidia-smi", 'for i in 0 1 2 3; do echo "GPU $i: Made up (UUID: GPU-$i)"; done')
     hidden = ("CUDA_VISIBLE_DEVICES", "DEVICE", "GPUS", "JOBS")
@@ -90,7 +100,7 @@ def events(tmp_path_factory) -> list[dict]:
     content = json.loads((outputs / "toy" / "jobs.json").read_text())
     assert content["machine"]["gpus"] == ["0", "1", "2", "3"] and content["ranks"] == 4
     found = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert {event["job"] for event in found} == {job["name"] for job in content["jobs"]}, done.stderr[-3000:]
+    assert {event["job"] for event in found} == {one["name"] for one in content["processes"]}, done.stderr[-3000:]
     return found
 
 

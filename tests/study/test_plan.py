@@ -14,8 +14,9 @@ from guardrail.study.config import SUBSETS, Study, load_study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import job_states
-from guardrail.study.keys import STAGE_VERSIONS
+from guardrail.study.leases import Machine
 from guardrail.study.plan import make_plan, parameters, plan_stages, plan_text
+from guardrail.study.processes import make_processes
 from guardrail.study.schedule import OUR_TRAINER, to_run, write_schedule
 
 from .fake_study import FAKE_SECONDS, finish, study, write_data
@@ -86,10 +87,11 @@ JUDGES = {"guard": {"model": "org/guard"}, "openai": {"model": "rubric", "base_u
 
 
 def dry_run(resolved: Study, tmp_path: Path) -> tuple[Grid, dict[str, int]]:
-    """A dry run of the real workflow: the grid, and the number of jobs of each rule."""
+    """A dry run of the real workflow: the grid, and the number of processes of each rule."""
     grid = Grid(resolved, tmp_path)
     jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
-    schedule = write_schedule(grid, jobs, to_run(jobs, job_states(grid, jobs)), OUR_TRAINER, 1)
+    names = to_run(jobs, job_states(grid, jobs))
+    schedule = write_schedule(grid, jobs, names, OUR_TRAINER, 1)
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--quiet", "rules"]
     command += ["--nolock", "--cores", "1", "--config", f"jobs={schedule}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -99,7 +101,7 @@ def dry_run(resolved: Study, tmp_path: Path) -> tuple[Grid, dict[str, int]]:
         parts = line.split()
         if len(parts) == 2 and parts[1].isdigit():
             found[parts[0]] = int(parts[1])
-    assert found.pop("total") == len(jobs) + 1
+    assert found.pop("total") == len(make_processes(jobs, names)) + 1
     return grid, found
 
 
@@ -116,11 +118,14 @@ def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
     changes = {"seeds": [1], "sandbox": False, "evaluation": {"safety_bench": "sandbox", "judges": JUDGES}}
     grid, jobs = dry_run(load_study(STUDIES[0], changes), tmp_path)
     n_checkpoints = 1 + len(grid.alignments) + len(grid.cells)
-    assert jobs["judge_guard"] == jobs["judge_openai"] == jobs["harmfulness"] == n_checkpoints
+    assert jobs["evaluate"] == n_checkpoints
+    assert jobs["judge_guard"] == jobs["judge_openai"] == jobs["harmfulness"] == 1
 
 
-def test_slurm_profile_names_rules_of_the_workflow():
+def test_slurm_profile_names_rules_of_the_workflow(tmp_path):
     profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
-    rules = {*STAGE_VERSIONS, "judge_guard", "judge_openai"} - {"judge"}
-    assert set(profile["set-resources"]) <= rules
-    assert {"align", "fine_tune", "safety_answers", "representations"} <= set(profile["set-resources"])
+    changes = {"sandbox": False, "evaluation": {"safety_bench": "sandbox", "judges": JUDGES}}
+    jobs = make_jobs(Grid(load_study(STUDIES[0], changes), tmp_path), OUR_TRAINER, missing_ok=True)
+    processes = make_processes(jobs, list(jobs), Machine(tuple("0123"), 1)).values()
+    with_gpus = {process.stage for process in processes if process.gpus != "none"}
+    assert set(profile["set-resources"]) == with_gpus

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guardrail.core.files import write_json, write_jsonl
+from guardrail.core.steps import Status
 from guardrail.study import run_job as running
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
+from guardrail.study.leases import CPU_MACHINE, Machine
+from guardrail.study.processes import Process, make_processes
 from guardrail.study.records import State
 from guardrail.study.results import Results
-from guardrail.study.schedule import OUR_TRAINER, to_run
+from guardrail.study.schedule import OUR_TRAINER, to_run, without_failed
 
 WITHOUT_NUMBERS = {"task", "subset", "subset_size", "seed", "alignment", "status", "reason", "log"}
 THINGS = ("boat", "river", "lantern", "garden", "kettle", "ladder")
@@ -72,7 +77,9 @@ class ToyStudy:
         self.settings = settings(folder)
         self.trainer, self.ranks = OUR_TRAINER, 1
         self.executed: list[str] = []
+        self.started: list[str] = []
         self.fail_at: str | None = None
+        self.crash_at: str | None = None
         self.judge_error_percent = 0.0
         self.stop_at: tuple[str, str] | None = None
         for name in ("pool", "instruct", "list", "pure_bad", "heldout", "prompts", "benign"):
@@ -102,7 +109,37 @@ class ToyStudy:
     def results(self) -> Results:
         return Results(self.grid, self.jobs())
 
-    def execute(self, root: Path, job: Job, shell: dict[str, str]) -> int:
+    def execute(
+        self,
+        root: Path,
+        process: Process,
+        jobs: list[Job],
+        variables: dict[str, str],
+        shell: dict[str, str],
+        ended: Callable[[Status], None],
+    ) -> int:
+        """A process of stages: each in turn, as `guardrail.core.steps` runs them; a crash takes the process with it."""
+        self.started.append(process.name)
+        states: dict[str, str] = {}
+        for job in jobs:
+            if any(states.get(need, "done") != "done" for need in job.needs):
+                states[job.name] = "left out"
+                ended(Status(step=job.name, state="left out", reason="it needs what failed"))
+                continue
+            ended(Status(step=job.name, state="started"))
+            if self.crash_at == job.name:
+                (root / job.log).parent.mkdir(parents=True, exist_ok=True)
+                (root / job.log).write_text("Killed\n")
+                return 137
+            code = self.stage(root, job)
+            if job.is_script and code:
+                return code
+            states[job.name] = "failed" if code else "done"
+            reason = "the stage is broken" if code else ""
+            ended(Status(step=job.name, state=states[job.name], reason=reason, wall_sec=1.0))
+        return 0
+
+    def stage(self, root: Path, job: Job) -> int:
         """A stage: writes its files one after the other; may fail or be stopped on the way."""
         self.executed.append(job.name)
         if self.stop_at == (job.name, "before"):
@@ -138,15 +175,29 @@ class ToyStudy:
         utility = {"metric": "rouge_1_f1_percent", "value": value, "interval": [0.0, 100.0], "n": 7}
         return {"summary": summary, "utility": utility, "run": {"job_key": key, "job": job.name}}
 
-    def run(self, names: list[str] | None = None) -> list[str]:
-        """What the scheduler does: every job that is not done, each after its needs; a failed one keeps others."""
+    def run(self, names: list[str] | None = None, machine: Machine = CPU_MACHINE) -> list[str]:
+        """What scripts/study.sh does: every process of jobs that are not done; what needs a failed one does not start.
+
+        Then once more what the failed ones have held up. Returns the jobs that were executed.
+        """
         self.executed.clear()
+        self.started.clear()
         jobs = self.jobs()
-        for name in self.todo() if names is None else names:
-            try:
-                running.run_job(self.grid.folder, jobs, name, {})
-            except running.UserError:
-                continue
+        since, before = time.time() - 0.001, None
+        todo = self.todo() if names is None else names
+        while todo and todo != before:
+            failed: set[str] = set()
+            for process in make_processes(jobs, todo, machine).values():
+                if failed & set(process.needs):
+                    failed.add(process.name)
+                    continue
+                try:
+                    running.run_process(self.grid.folder, jobs, process, {})
+                except running.UserError:
+                    failed.add(process.name)
+            if not failed or names is not None:
+                break
+            before, todo = todo, without_failed(self.grid, jobs, self.todo(), since)
         return list(self.executed)
 
     def shown_numbers_are_of_this_study(self) -> None:

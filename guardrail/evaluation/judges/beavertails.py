@@ -7,6 +7,7 @@ of a results file, the second judges them with the judge ``beaver_dam``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import Parser, fraction, positive_int
@@ -15,6 +16,7 @@ from guardrail.evaluation.judges.beaver_dam import BeaverDam
 
 RUN_COLUMNS = ("fingerprint", "data_hash", "model_hash", "model", "data", "seeds")
 DEFAULTS = BeaverDam()
+RESULTS, PAIRS = "results.json", "results_beaver-dam.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,16 @@ class Evaluate:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moderate(Evaluate):
+    """Both steps on one folder: its ``results.json`` is formatted, then judged; everything lies beside it."""
+
+    data_path: str = option(help="folder of results.json", decides=False)
+    eval_dataset: str = option("", decides=False)  # made on the way
+    output_dir: str = option("", decides=False)
+    include_prefill: bool = option(False)
+
+
 def _parse(kind: Any, argv: list[str] | None) -> Any:
     parser = Parser(description=kind.__doc__)
     add_options(parser, kind)
@@ -85,3 +97,16 @@ def evaluate_main(argv: list[str] | None = None) -> dict[str, Any]:
     from guardrail.evaluation.judges.stage import judge_file
 
     return judge_file(options.eval_dataset, judge, options.output_dir)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """What scripts/moderate.sh does, in one process."""
+    options = _parse(Moderate, argv)
+    folder = Path(options.data_path)
+    pairs = str(folder / PAIRS)
+    format_main([str(folder / RESULTS), pairs, f"--include_prefill={options.include_prefill}"])
+    judge = options.judge()
+    judge.check()
+    from guardrail.evaluation.judges.stage import judge_file
+
+    return judge_file(pairs, judge, folder)
