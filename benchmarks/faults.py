@@ -47,6 +47,7 @@ from guardrail.study.schedule import OUR_TRAINER
 
 PARTS = ("kills", "disk", "server")
 LONGEST_DELAY_SEC = 8.0
+STEPS = {"check", "schedule", "write", "snakemake", "study.sh"}
 KILLS_PER_JOB = 3  # then it may end: a start-up that is longer than the time it is given must not stop everything
 START_SHARE, SECOND_JOB_SHARE = 0.12, 0.25  # of the kills: before any job runs; in the second job of a run
 DISK_STEPS = ((0, False), (0, True), (150, True), (600, True))  # KiB left to the study, and: once it runs?
@@ -194,7 +195,7 @@ class Check:
 
 
 def running(session: int) -> list[str]:
-    """What runs in the session: names of jobs, else the step (check, schedule, write, snakemake)."""
+    """What runs in the session: names of the study's processes, else the step (`STEPS`)."""
     jobs, steps = [], []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -214,11 +215,11 @@ def running(session: int) -> list[str]:
 
 
 def wait_for(process: subprocess.Popen[str], wanted: int, tired: set[str]) -> bool:
-    """Until the ``wanted``-th job that is not ``tired`` (or the step write) has begun. False when the run ended."""
+    """Until the ``wanted``-th process that is not ``tired`` (or the step write) has begun. False when the run ended."""
     seen: set[str] = set()
     while process.poll() is None:
         now = set(running(process.pid))
-        seen |= {name for name in now if "." in name and name != "study.sh"} - tired
+        seen |= now - STEPS - tired
         if len(seen) >= wanted or ("write" in now and "write" not in tired):
             return True
         time.sleep(0.1)
@@ -253,7 +254,7 @@ def kills(world: World, n: int, seed: int) -> dict[str, Any]:
             kill(process)
             n_kills += 1
             hits.update(at)
-            stages = {jobs[name].stage if name in jobs else name for name in at}
+            stages = {jobs[name].stage if name in jobs else name.split(".")[0] for name in at}
             by_stage.update(stages)
             when = f"kill {n_kills} at {', '.join(at)}"
             log(f"{time.strftime('%H:%M:%S')} {when}")

@@ -30,7 +30,7 @@ from typing import Any
 from guardrail.core import provenance
 from guardrail.core.cli import run
 from guardrail.core.errors import UserError
-from guardrail.core.files import read_json, write_json
+from guardrail.core.files import read_json, write_json, write_text
 from guardrail.core.loaded import kept_loaded
 from guardrail.core.ranks import alone, barrier, is_main, process_group, world_size
 
@@ -165,7 +165,7 @@ def write_steps(path: Path, steps: Sequence[Step]) -> Path:
     """Write the file that ``main`` reads and begin its status file; returns the latter."""
     status = path.with_suffix(".status.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    status.write_bytes(b"")
+    write_text(status, "")
     write_json(path, {"status": str(status), "steps": [dataclasses.asdict(step) for step in steps]})
     return status
 
