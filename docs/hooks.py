@@ -56,6 +56,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "guardrail.evaluation.safety.decoding_sweep:SweepOptions",
         ),
     ),
+    "checkpoint": (
+        "All evaluations of a checkpoint",
+        "python -m guardrail.evaluation.checkpoint",
+        ("guardrail.evaluation.checkpoint:CheckpointConfig",),
+    ),
     "judge": (
         "Judges",
         "python -m guardrail.evaluation.judges",
