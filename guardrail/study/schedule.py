@@ -169,9 +169,10 @@ def show(
 ) -> None:
     """The plan on stderr: how many of each stage, and the reasons."""
     stages = Counter(jobs[name].stage for name in names)
-    n = len(processes)
+    n_open, n = len(to_run(jobs, states)), len(processes)
+    held = f", {n_open - len(names)} failed or wait for what failed" if n_open > len(names) else ""
     how = f" in {n} process{'es' if n > 1 else ''}" if names else ""
-    log(f"{len(jobs) - len(names)} of {len(jobs)} jobs are done, {len(names)} to run{how}")
+    log(f"{len(jobs) - n_open} of {len(jobs)} jobs are done{held}, {len(names)} to run{how}")
     for stage, count in stages.items():
         log(f"  {count:>5}  {stage}")
     statuses = {state.status for name in names for state in states[name].values()}
