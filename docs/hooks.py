@@ -92,6 +92,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "python -m guardrail.evaluation.compare",
         ("guardrail.evaluation.compare:Comparison",),
     ),
+    "bench": (
+        "Memory and speed of a shape",
+        "python -m guardrail.bench",
+        ("guardrail.bench.__main__:BenchConfig",),
+    ),
     "audit": ("The provider's audit", "bash scripts/audit.sh", ("guardrail.similarity.audit.pipeline:AuditConfig",)),
 }
 STUDY_BLOCKS = ("Study", "Source", "Models", "Task", "Utility", "Training", "Evaluation", "Judge")

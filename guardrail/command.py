@@ -50,9 +50,9 @@ COMMANDS = {
     "study": ("run a whole study, or go on with it", "study"),
     "sandbox_data": ("write the sandbox's data set", "datasets/sandbox/generate.py"),
     "sandbox_models": ("train the sandbox's tiny models", "datasets/sandbox/train_models.py"),
-    "bench": ("speed of this software: safety, similarity or training", "bench"),
+    "bench": ("memory and speed of a model's shape; or a benchmark: safety, similarity, training, gpu_goals", "bench"),
 }
-BENCHMARKS = ("safety", "similarity", "training")
+BENCHMARKS = ("safety", "similarity", "training", "gpu_goals")
 FIRST_LINE = "Will a model's safety guardrails survive fine-tuning on that data? Flags: guardrail COMMAND --help"
 
 
@@ -87,10 +87,15 @@ def study(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> NoReturn:
-    """One of benchmarks/ by its name."""
+    """One of benchmarks/ by its name; with flags alone, `guardrail.bench`."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: guardrail bench NAME [flags]\n\nNAME is one of: " + ", ".join(BENCHMARKS))
+        print("usage: guardrail bench --shape SHAPE --stage STAGE [flags], or guardrail bench NAME [flags]\n")
+        print("NAME is one of: " + ", ".join(BENCHMARKS) + "\nflags of the first: python -m guardrail.bench --help")
         sys.exit(0 if argv else 2)
+    if argv[0].startswith("--"):
+        from guardrail.bench import __main__ as shapes
+
+        run(lambda: shapes.main(argv))
     if argv[0] not in BENCHMARKS:
         raise unknown("benchmark", argv[0], BENCHMARKS)
     run_file(f"benchmarks/{argv[0]}.py", f"bench {argv[0]}", argv[1:])

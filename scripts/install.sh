@@ -3,6 +3,7 @@
 # requirements.txt, this library in editable mode. Safe to repeat; does nothing when nothing changed.
 #
 #   bash scripts/install.sh
+# On a GPU machine (`nvidia-smi -L` works) vLLM is added too (scripts/install_vllm.sh); VLLM=no leaves it out.
 #
 # Sourced by quickstart.sh and test.sh. Known limit: on a machine where the package index serves CUDA builds of
 # torch, the first installation downloads several GB.
@@ -11,6 +12,7 @@ set -euo pipefail
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then source "$(dirname "$0")/help.sh" "" "$@"; fi
 
 PYTHON="${PYTHON:-python3}" # interpreter for a new .venv; 3.10 to 3.13
+VLLM="${VLLM:-auto}"       # auto: vLLM where there is a GPU; no: never
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 ENVIRONMENT="${VIRTUAL_ENV:-$REPO/.venv}"
 
@@ -42,4 +44,11 @@ if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "$WANTED" ]]; then
     python -m pip install -q --no-deps --no-build-isolation -e "$REPO" >>"$LOG" 2>&1 ||
         fail "pip could not install the library itself; the reason is at the end of $LOG"
     echo "$WANTED" >"$STAMP"
+fi
+
+if [[ "$VLLM" == auto ]] && nvidia-smi -L >/dev/null 2>&1 &&
+    ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then
+    echo "a GPU: adding vLLM (VLLM=no leaves it out)" >&2
+    DEVICE=gpu VLLM_ENV="" bash "$REPO/scripts/install_vllm.sh" >&2 ||
+        echo "vLLM could not be added; everything but the vLLM backend works. To try again: bash scripts/install_vllm.sh" >&2
 fi

@@ -23,7 +23,7 @@ def norm_saved(shape: Shape, n: int, b: int, trained: bool) -> int:
     return 4 * n * D + weight_input
 
 
-def attention_saved(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str) -> int:
+def attention_saved(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str, trained: bool = True) -> int:
     """Rotated queries and keys, values, the output; the fused kernels keep one float32 per query and head, the eager
     one the scores before (capped) and after the softmax, and keys and values repeated for every query head."""
     n, H, K = n_rows * row_tokens, shape.query_width, shape.kv_width
@@ -32,7 +32,8 @@ def attention_saved(shape: Shape, n_rows: int, row_tokens: int, b: int, attentio
     square = n_rows * shape.heads * row_tokens * row_tokens
     softmax = 4 * square + (b * square if b != 4 else 0)  # in float32, and as what multiplies the values
     capped = b * square if shape.attention_softcap else 0
-    return 4 * H * n * b + softmax + capped
+    output = 1 if trained else 0  # eager attention copies it for the projection behind it
+    return (3 + output) * H * n * b + softmax + capped
 
 
 def block_saved(
@@ -53,7 +54,7 @@ def block_saved(
     n, D, F = n_rows * row_tokens, shape.hidden, shape.intermediate
     trained = adapted is None
     out = shape.n_block_norms * norm_saved(shape, n, b, trained)
-    out += attention_saved(shape, n_rows, row_tokens, b, attention)
+    out += attention_saved(shape, n_rows, row_tokens, b, attention, adapted is None or "o_proj" in adapted)
     out += 3 * F * n * b  # the gate before and after its activation, and what it multiplies
     inputs = shape.linears()
     if adapted is None:
@@ -72,6 +73,13 @@ def block_saved(
     return out
 
 
+def mask_bytes(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str) -> int:
+    """The causal masks of eager attention, one more for blocks with a window; the fused kernels need none."""
+    if attention != "eager":
+        return 0
+    return (2 if shape.sliding_window else 1) * n_rows * row_tokens * row_tokens * b
+
+
 def block_transient(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str) -> int:
     """The most that one block's forward pass holds besides its input, when nothing is kept for a backward pass."""
     n, D, F, H, K = n_rows * row_tokens, shape.hidden, shape.intermediate, shape.query_width, shape.kv_width
@@ -80,7 +88,8 @@ def block_transient(shape: Shape, n_rows: int, row_tokens: int, b: int, attentio
     out = max(feed_forward, rotation)
     if attention == "eager":
         square = n_rows * shape.heads * row_tokens * row_tokens
-        out = max(out, n * b * (D + 2 * H + 2 * K) + square * (4 + 2 * b))
+        # the softmax makes float32 of the scores; in 16 bit both exist, and what multiplies the values
+        out = max(out, n * b * (D + 3 * H + 2 * K) + 8 * square)
     return out
 
 

@@ -107,8 +107,9 @@ def _inference(shape: Shape, stage: str, settings: Settings) -> Estimate:
     share = settings.n_gpus if stage == "generate" else 1  # tensor parallel; other stages copy the model
     parts = {"weights": b * n // share}
     pass_bytes = activations.block_transient(shape, rows, tokens, b, settings.attention)
-    # the embeddings' output stays until the end of the pass, beside the running hidden states
-    parts["activations"] = pass_bytes // share + 2 * b * rows * tokens * shape.hidden
+    # the embeddings' output, the block's input and its running sum stay beside what a block makes
+    parts["activations"] = pass_bytes // share + 3 * b * rows * tokens * shape.hidden
+    parts["activations"] += activations.mask_bytes(shape, rows, tokens, b, settings.attention)
     causal = settings.attention != "eager"
     if stage == "generate":
         parts["kv_cache"] = shape.kv_bytes(rows, tokens + settings.new_tokens, settings.dtype) // share

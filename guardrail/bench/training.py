@@ -21,6 +21,8 @@ from guardrail.bench import activations
 from guardrail.bench.settings import Settings
 from guardrail.bench.shapes import DTYPE_BYTES, Shape
 
+UNTOUCHED_BUCKET_NUMBERS = 500_000_000  # DeepSpeed's default, which the shipped file of ZeRO 0 leaves alone
+
 
 @dataclass(frozen=True)
 class TrainingMemory:
@@ -51,8 +53,8 @@ def model_states(shape: Shape, settings: Settings, n_frozen: int, n_trained: int
     half = b == 2
     weights = b * (n_frozen + n_trained)
     gradients = b * n_trained
-    bucket = min(settings.bucket_numbers, n_trained) * b
     if stage == 0:
+        bucket = min(UNTOUCHED_BUCKET_NUMBERS, n_trained) * b
         optimizer = (12 if half else 8) * n_trained
         # gradients are copied into a flat bucket for the reduction, then (in 16 bit) to float32 for the update
         return States(weights, optimizer, gradients, False, bucket, 0, 4 * n_trained if half else 0)
@@ -97,6 +99,7 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
     entry = b * n * D  # what a block gets
     kept = L * entry if settings.gradient_checkpointing else L * block
     last_norm = activations.norm_saved(shape, n, b, not settings.use_lora) + b * settings.n_labelled * D
+    masks = activations.mask_bytes(shape, rows, tokens, b, settings.attention)
     saved = kept + last_norm
     logits = activations.logits_peak(shape, settings.n_labelled, b)
     one_block = block if settings.gradient_checkpointing else 0
@@ -105,6 +108,7 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
     held = states.weights + states.optimizer + states.gathered
     held += states.gradients if states.gradients_stay or settings.gradient_accumulation_steps > 1 else 0
     held += states.buffers if settings.zero_stage == 3 else 0
+    held += masks
     later = 0 if states.gradients_stay or settings.gradient_accumulation_steps > 1 else states.gradients
     later += states.buffers if settings.zero_stage < 3 else 0
     end = one_block if settings.gradient_checkpointing else block
@@ -112,13 +116,13 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
         "loss": held + saved + logits,
         "backward_begins": held + kept + one_block + flowing + (states.buffers if settings.zero_stage in (1, 2) else 0),
         "backward_ends": held + later + end + flowing,
-        "update": held + later + states.update,
+        "update": held - masks + later + states.update,
     }
     parts = {
         "weights": states.weights,
         "optimizer": states.optimizer,
         "gradients": states.gradients,
-        "activations": saved + one_block + flowing,
+        "activations": saved + one_block + flowing + masks,
         "logits": logits,
         "buffers": states.buffers + states.gathered,
     }

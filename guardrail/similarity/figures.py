@@ -19,6 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MAP_POINTS = 600
 MAX_POINTS = 10_000
+BLOCK_ROWS = 2048  # rows that become float64 at a time: a pool is never copied
 Array = np.ndarray[Any, Any]
 
 
@@ -56,7 +57,8 @@ def principal_components(unit: Array) -> tuple[Array, Array]:
     values, vectors = np.linalg.eigh(covariance)
     axes = vectors[:, ::-1][:, :2]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])])  # a fixed sign: reproducible
-    return (unit - mean) @ axes, np.clip(values[::-1][:2], 0, None) / max(float(values.sum()), 1e-30)
+    parts = [(unit[part] - mean) @ axes for part in cosines.blocks(len(unit), BLOCK_ROWS)]  # float64: never all at once
+    return np.concatenate(parts), np.clip(values[::-1][:2], 0, None) / max(float(values.sum()), 1e-30)
 
 
 def _label_components(axes: Any, share: Array) -> None:

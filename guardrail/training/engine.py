@@ -83,23 +83,33 @@ class Loaded:
     n_trained_parameters: int
 
 
+def partition_while_loading(ds_config: dict[str, Any]) -> Any:
+    """ZeRO 3: the hook with which transformers partitions weights as it makes them; keep it alive. Else None."""
+    if zero_stage(ds_config) != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(ds_config)
+
+
 def load_model(config: SFTConfig, ds_config: dict[str, Any]) -> Loaded:
     """Weights in the training dtype, partitioned while they load under ZeRO 3, with LoRA adapters when asked."""
     from transformers import AutoModelForCausalLM
 
     from guardrail.models.loading import load_complete
 
-    keep_alive = None
-    if zero_stage(ds_config) == 3:
-        from transformers.integrations import HfDeepSpeedConfig
-
-        keep_alive = HfDeepSpeedConfig(ds_config)
+    keep_alive = partition_while_loading(ds_config)
     options: dict[str, Any] = {}
     if config.attn_implementation:
         options["attn_implementation"] = config.attn_implementation
     model = load_complete(
         AutoModelForCausalLM, config.model_name_or_path, config.dtype, config.trust_remote_code, **options
     )
+    return prepare_model(model, config, keep_alive)
+
+
+def prepare_model(model: Any, config: SFTConfig, keep_alive: Any = None) -> Loaded:
+    """A causal LM as it is trained: adapters and checkpointing as asked, no cache."""
     if config.use_lora:
         from guardrail.training.lora import add_adapters
 

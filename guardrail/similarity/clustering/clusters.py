@@ -18,12 +18,13 @@ import torch
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.rows import Row
 from guardrail.similarity.clustering.options import ALGORITHMS
-from guardrail.similarity.scorers.cosines import Matrix, RowView, unit_blocks, unit_rows
+from guardrail.similarity.scorers.cosines import Matrix, RowView, blocks, unit_blocks, unit_rows
 from guardrail.similarity.selection.composition import answer_text, describe_rows, is_list
 
 MAX_QUADRATIC_ROWS = 20_000
 SILHOUETTE_ROWS = 5000
 NEAREST = 5
+BLOCK_ROWS = 2048  # rows that become float64 at a time: a pool is never copied
 Array = np.ndarray[Any, Any]
 
 
@@ -96,7 +97,7 @@ def mean_pairwise_cosine(unit: Array) -> float | None:
     """Mean cosine over all pairs of different rows, from the norm of their sum; ``None`` for one row."""
     n = len(unit)
     total = unit.sum(axis=0, dtype=np.float64)
-    own = float((unit.astype(np.float64) ** 2).sum())
+    own = sum(float((unit[part].astype(np.float64) ** 2).sum()) for part in blocks(n, BLOCK_ROWS))
     return (float(total @ total) - own) / (n * (n - 1)) if n > 1 else None
 
 

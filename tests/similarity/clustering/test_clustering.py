@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_principal_components_are_numpys():
     _, singular, axes = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs(points), np.abs((unit - unit.mean(axis=0)) @ axes[:2].T), atol=1e-4)
     np.testing.assert_allclose(share, (singular**2 / (singular**2).sum())[:2], atol=1e-4)
+
+
+@pytest.mark.parametrize("measure", [principal_components, cl.mean_pairwise_cosine])
+def test_a_pool_is_never_copied_as_float64(measure):
+    unit = np.random.default_rng(0).normal(size=(30_000, 32)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        measure(unit)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < unit.nbytes  # a copy as float64 is twice that; the points of the map are an eighth
 
 
 def test_the_papers_command(main, folder):
