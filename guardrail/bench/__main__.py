@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -111,8 +110,9 @@ def gpu_bytes() -> int | None:
 
 
 def free_bytes() -> int:
-    """Memory that processes can still have on this machine."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that processes can still have on this machine (Linux: caches count as free)."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def reason_not_to_run(config: BenchConfig, found: Estimate, device: torch.device) -> str | None:
@@ -129,10 +129,10 @@ def reason_not_to_run(config: BenchConfig, found: Estimate, device: torch.device
     elif device.type == "cuda":
         verdict = fits(found, torch.cuda.get_device_properties(device).total_memory)
         reason = None if verdict.fits else verdict.message()
-    elif found.peak_bytes > free_bytes():
-        reason = f"it needs {found.peak_bytes / GiB:.1f} GiB, and {free_bytes() / GiB:.1f} GiB are free here"
     elif found.flops.hardware > CPU_FLOPS and config.run == "auto":
         reason = f"no GPU here, and {found.flops.hardware:.1g} operations per step are too many for a CPU"
+    elif found.peak_bytes > free_bytes():
+        reason = f"it needs {found.peak_bytes / GiB:.1f} GiB, and {free_bytes() / GiB:.1f} GiB are free here"
     if reason and config.run == "always":
         raise UserError(f"--run always, but {reason}")
     return reason

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 from toys import REPOSITORY
 
 from guardrail import command
@@ -34,12 +35,13 @@ def test_what_does_not_fit_comes_with_what_would(capsys):
 
 
 def test_without_a_gpu_a_large_shape_is_built_on_the_meta_device(monkeypatch):
-    monkeypatch.setattr("guardrail.models.loading.pick_device", lambda: __import__("torch").device("cpu"))
+    monkeypatch.setattr("guardrail.models.loading.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(bench, "free_bytes", lambda: 8 * 2**30)
     result = bench.main(arguments(shape="llama2-7b", stage="moderate"))
     assert result["n_parameters_built"] == result["estimate"]["n_parameters"] == 6_607_400_960  # 14 labels, no head
     assert "no GPU here" in result["not_run"]
     with pytest.raises(UserError, match="--run always, but it needs"):
-        bench.main(arguments(shape="llama2-7b", stage="extract", run="always", row_tokens=4096, batch_size=64))
+        bench.main(arguments(shape="llama2-7b", stage="extract", run="always"))
 
 
 def test_a_folder_s_shape_runs_here(tiny_model, tmp_path):
