@@ -94,7 +94,7 @@ def gradients(device: str, dtype: str, attention: str | None, packed: bool) -> t
         batch = padded_batch(data, rows, flags, 0, device)
     loss = summed_loss(model, batch) / len(batch.targets)
     loss.backward()
-    return float(loss), torch.cat([p.grad.float().cpu().flatten() for p in model.parameters()])
+    return loss.item(), torch.cat([p.grad.float().cpu().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize(("device", "dtype", "attention"), PATHS)
