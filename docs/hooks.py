@@ -76,7 +76,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "beavertails": (
         "Beaver-Dam, step by step",
         "python beavertails_moderation/formatter.py, python beavertails_moderation/evaluate.py",
-        ("guardrail.evaluation.judges.beavertails:Format", "guardrail.evaluation.judges.beavertails:Evaluate"),
+        (
+            "guardrail.evaluation.judges.beavertails:Format",
+            "guardrail.evaluation.judges.beavertails:Evaluate",
+            "guardrail.evaluation.judges.beavertails:Moderate",
+        ),
     ),
     "utility": ("Utility", "python eval_utility.py", ("guardrail.evaluation.utility.evaluate:UtilityConfig",)),
     "mt_bench": (

@@ -65,9 +65,10 @@ run_scheduled() {
         sed -uE -e '/^(host:|Assuming|Building|Using shell|Provided|Rules claiming|Select jobs|Execute [0-9]+|Finished jobid|\[.*\]$|Complete log|Touching output file)/d' \
             -e 's/^([0-9]+ of [0-9]+) steps \(([0-9]+%)\) done$/          \2 done (\1)/' >&2
 }
-STARTED="$(date +%s)"
+STARTED="$(date +%s)" INTERRUPTED=''
+trap 'INTERRUPTED=yes' INT # Snakemake ends its jobs; nothing more is begun
 SCHEDULE="$(schedule)"
-while [[ "$(value "$SCHEDULE" n_run)" != 0 ]] && ! run_scheduled "$@"; do
+while [[ "$(value "$SCHEDULE" n_run)" != 0 ]] && ! run_scheduled "$@" && [[ -z "$INTERRUPTED" ]]; do
     # What came after a failed process, or shared one with a failed job, and does not need the failed one, goes on.
     BEFORE="$(value "$SCHEDULE" run)"
     SCHEDULE="$(schedule --failed_since "$STARTED")"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from toys import REPOSITORY
 
 from guardrail.core import ranks
 from guardrail.core.errors import UserError
@@ -188,3 +189,15 @@ def test_a_group_inside_a_group_leaves_it_alone(monkeypatch, tmp_path):
         with ranks.process_group():
             pass
     assert events == ["joined", "waited", "waited", "waited", "left"]
+
+
+@pytest.mark.parametrize("one_process", ["True", "False"])
+def test_the_script_starts_where_no_gpu_is_named(stage, tmp_path, one_process):
+    """Seen: `GPUS: unbound variable` on a machine without one, when every stage runs in one process."""
+    status = write_steps(tmp_path / "steps.json", [step(stage, "a")])
+    environment = {name: value for name, value in os.environ.items() if name not in ("GPUS", "NUM_PROCESSES")}
+    environment |= {"DEVICE": "cpu", "ONE_PROCESS": one_process, "PYTHONPATH": str(tmp_path)}
+    command = ["bash", str(REPOSITORY / "scripts" / "stages.sh"), str(tmp_path / "steps.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [one.state for one in read_status(status, 0)[0]] == [STARTED, DONE]
