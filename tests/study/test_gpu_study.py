@@ -33,7 +33,7 @@ else:
     names = [name for name, j in all_jobs.items() if j["products"][0]["key"]["value"] == key]
 process = next(p for p in content["processes"] if set(names) <= set(p["jobs"]))
 mine = HERE / f"active.{{os.getpid()}}"
-one = process["gpus"] == "one"
+one = process["stage"] == "harmfulness"  # those that all can begin at once
 start = time.time()
 if one:
     mine.touch()
@@ -80,7 +80,7 @@ def events(tmp_path_factory) -> list[dict]:
     (copy / "datasets").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         settings = ToyStudy(folder / "world", patch).settings
-    settings["subsets"], settings["seeds"] = ["high"], [1]
+    settings["subsets"], settings["seeds"] = ["high"], [1, 2]
     del settings["tasks"]["pure_bad"], settings["evaluation"]["judges"]
     (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
     stub = folder / "stub.py"
