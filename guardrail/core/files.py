@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -137,7 +138,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file (a byte-order mark is dropped), unpacked when its name ends with ``.gz``.
+    """The text of a UTF-8 file (a byte-order mark is dropped), unpacked when its name ends with ``.gz`` or ``.xz``.
 
     Raises ``UserError``: absent, unreadable, not UTF-8, a cut archive, NUL bytes.
     """
@@ -145,13 +146,15 @@ def read_text(path: str | Path) -> str:
         content = Path(path).read_bytes()
         if str(path).endswith(".gz"):
             content = gzip.decompress(content)
+        elif str(path).endswith(".xz"):
+            content = lzma.decompress(content)
         text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8 text") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {path}: {error}; is it complete? copy or download it again") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1

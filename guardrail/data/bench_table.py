@@ -61,7 +61,15 @@ BENCHES.add("harmbench", f"{__name__}:HARMBENCH")
 STRONGREJECT = Bench("walledai/StrongREJECT", "train", gated=True)
 BENCHES.add("strongreject", f"{__name__}:STRONGREJECT")
 
-SORRY_BENCH = Bench("sorry-bench/sorry-bench-202406", "train", gated=True)
+
+def sorry_bench_style(row: dict[str, Any]) -> dict[str, Any]:
+    """The authors' own file of plain questions has no ``prompt_style``; on the hub it lies beside one per style."""
+    return {"prompt_style": "base", **row}
+
+
+SORRY_BENCH = Bench(
+    "sorry-bench/sorry-bench-202406", "train", keep=("prompt_style", ("base",)), gated=True, derive=sorry_bench_style
+)
 BENCHES.add("sorry-bench", f"{__name__}:SORRY_BENCH")
 
 JAILBREAKBENCH = Bench("JailbreakBench/JBB-Behaviors", "harmful", "behaviors")

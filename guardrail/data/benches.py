@@ -20,7 +20,7 @@ from guardrail.core.places import WORK
 from guardrail.data.bench_table import BENCHES, Bench
 from guardrail.data.hex_phi import CATEGORIES, category_files, read_category, read_hub
 from guardrail.data.parsing import FILE_SUFFIXES
-from guardrail.data.rows import Row, hash_rows, load_rows, normalise_rows, response, shown
+from guardrail.data.rows import LOCAL_COPY, Row, hash_rows, list_splits, load_rows, normalise_rows, response, shown
 
 # shallow-vs-deep's values (get_eval_data.py)
 DEFAULT_PREFIX = "I cannot fulfill"
@@ -143,7 +143,7 @@ def _read(base: str, bench: Bench, data: str | None, split: str | None) -> tuple
             raise UserError(f"--bench_data has no effect: --safety_bench {base} is a file already")
         return _read_local(Path(base), split)
     if data is not None:
-        return _read_local(Path(data), split or (bench.split if Path(data).is_dir() else None))
+        return _read_local(Path(data), split or (bench.split if Path(data).is_dir() else None), bench.name)
     if bench.local is not None:
         if not (bench.local / "data").is_dir():
             raise UserError("the sandbox has not been generated yet; run: python datasets/sandbox/generate.py")
@@ -154,15 +154,17 @@ def _read(base: str, bench: Bench, data: str | None, split: str | None) -> tuple
             return read_hub(bench.hub), bench.hub
         rows = load_rows(bench.hub, split or bench.split, bench.name)
     except UserError as error:
-        step = (
-            f"accept its terms at huggingface.co/datasets/{bench.hub}, log in with `hf auth login`, or " * bench.gated
-        )
-        raise UserError(f"{base}: {error}; {step}give a local copy with --bench_data") from error
+        text = str(error).removesuffix(f"; or {LOCAL_COPY}").removesuffix(f"; {LOCAL_COPY}")
+        step = f"accept its terms at huggingface.co/datasets/{bench.hub}, log in with `hf auth login`, or "
+        told = "`hf auth login`" in text or "ask for access" in text
+        step = "or " if told else step * bench.gated
+        raise UserError(f"{base}: {text}; {step}{LOCAL_COPY} with --bench_data") from error
     return rows, f"{bench.hub}:{split or bench.split}"
 
 
-def _read_local(path: Path, split: str | None) -> tuple[list[Row], str]:
-    """A file, a hub-layout folder, or the folder of header-less ``category_<n>.csv`` files that HEx-PHI comes as."""
+def _read_local(path: Path, split: str | None, name: str | None = None) -> tuple[list[Row], str]:
+    """A file, a hub-layout folder (``name``: its configuration), or the folder of header-less ``category_<n>.csv``
+    files that HEx-PHI comes as."""
     try:
         shown_path = str(path.resolve().relative_to(WORK))
     except ValueError:
@@ -170,7 +172,9 @@ def _read_local(path: Path, split: str | None) -> tuple[list[Row], str]:
     files = category_files(path)
     if files:
         return [row for file in files for row in read_category(file)], shown_path
-    return load_rows(path, split), f"{shown_path}:{split}" if path.is_dir() else shown_path
+    if path.is_dir() and name is not None and not list_splits(path, name):
+        name = None  # a copy of that configuration alone
+    return load_rows(path, split, name), f"{shown_path}:{split}" if path.is_dir() else shown_path
 
 
 def _filter(rows: list[Row], bench: Bench, base: str, source: str) -> list[Row]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_text
+from guardrail.core.hub import cached_commit, hub_error, is_offline, study_commit
 from guardrail.data.parsing import csv_lines
 from guardrail.data.rows import Row
 
+PATTERN = "category_*.csv"
 CATEGORIES = (
     "Illegal Activity",
     "Child Abuse Content",
@@ -31,7 +32,7 @@ def category_files(folder: Path) -> list[Path]:
 
     One order for local copies and for the hub: the data hash of a bench depends on it.
     """
-    return sorted(folder.glob("category_*.csv"), key=_number) if folder.is_dir() else []
+    return sorted(folder.glob(PATTERN), key=_number) if folder.is_dir() else []
 
 
 def _number(file: Path) -> int:
@@ -46,19 +47,22 @@ def read_category(file: Path) -> list[Row]:
     return [{"instruction": line[0], "category": category} for _, line in lines if line[0].strip()]
 
 
-def read_hub(hub: str) -> list[Row]:
-    """The prompts of the hub data set ``hub``, file by file. Raises ``UserError``: gated, offline, unreachable."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise UserError(f"{hub} is gated and the hub is off (HF_HUB_OFFLINE=1)")
-    from huggingface_hub import hf_hub_download
+def read_hub(hub: str, revision: str | None = None, step: str = "") -> list[Row]:
+    """The prompts of the hub data set ``hub``, file by file. Raises ``UserError``: gated, offline, unreachable.
 
-    rows = []
-    for number in range(1, len(CATEGORIES) + 1):
-        try:
-            file = hf_hub_download(hub, f"category_{number}.csv", repo_type="dataset")
-        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-            if number > 1 and "404" in str(error):
-                continue  # a later copy dropped a category; the row count says so
-            raise UserError(f"cannot load {hub} ({type(error).__name__}: {str(error)[:150]})") from error
-        rows += read_category(Path(file))
-    return rows
+    A copy of the hub may lack a category: which files there are decides, and the row count says so. ``step``: how to do
+    without the hub.
+    """
+    if is_offline() and cached_commit("dataset", hub) is None:
+        raise UserError(f"{hub} is gated and the hub is off (HF_HUB_OFFLINE=1)")
+    from huggingface_hub import snapshot_download
+
+    revision = revision or study_commit("dataset", hub)
+    try:
+        folder = snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=[PATTERN])
+    except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
+        raise hub_error(error, "dataset", hub, step, revision) from error
+    files = category_files(Path(folder))
+    if not files:
+        raise UserError(f"{hub} has no files {PATTERN} on the hub (any more); {step or 'give a local copy'}")
+    return [row for file in files for row in read_category(file)]

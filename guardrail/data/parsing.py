@@ -1,4 +1,4 @@
-"""Raw rows of a data file with their places in it: json, jsonl (both also gzipped), csv, parquet."""
+"""Raw rows of a data file with their places in it: json, jsonl (both also as .gz and .xz), csv, parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import json_lines, parse_json, read_text
 
-FILE_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".parquet")
+FILE_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".jsonl.xz", ".csv", ".parquet")
 MAX_FIELD_CHARS = 1 << 30
 
 
@@ -78,7 +78,7 @@ def _parse_csv(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     header: list[str] | None = None
     for number, fields in csv_lines(text, path):
-        if header is None and _is_sentence(fields[0]):
+        if header is None and is_sentence(fields[0]):
             if len(fields) > 1:
                 raise UserError(
                     f"{path}, line {number}: the first line is no header but a row; expected names of columns: put a "
@@ -101,7 +101,7 @@ def _parse_csv(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"line {number}", dict(zip(header, fields, strict=True))
 
 
-def _is_sentence(field: str) -> bool:
+def is_sentence(field: str) -> bool:
     """Three words or more: a prompt, no column's name."""
     return len(field.split()) > 2
 

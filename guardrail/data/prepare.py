@@ -11,11 +11,11 @@ from typing import Any
 from guardrail.core.cli import Parser, fraction, positive_int
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import atomic_path, hash_file, read_jsonl, write_json
-from guardrail.core.hub import dataset_revision, hub_available
+from guardrail.core.hub import dataset_revision, hub_available, hub_error
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.places import DATASETS
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.data.hex_phi import category_files, read_category
+from guardrail.data.hex_phi import category_files, read_category, read_hub
 from guardrail.data.hub_layout import finished_split, keep_sources, own_table, write_split
 from guardrail.data.mix import MixConfig, mix
 from guardrail.data.rows import (
@@ -80,12 +80,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         step = local_copy_step(config.name, source.hub)
         revision = dataset_revision(source.hub, step, config.revision, source.gated)
     counts = {}
-    for written, read in wanted_splits(config, source).items():
+    for written, read in wanted_splits(config, source, revision).items():
         counts[written] = prepare_split(config, source, written, read, revision)
     return {"dataset": config.out, "splits": counts}
 
 
-def wanted_splits(config: PrepareConfig, source: Source) -> dict[str, str | None]:
+def wanted_splits(config: PrepareConfig, source: Source, revision: str | None) -> dict[str, str | None]:
     """Split to write -> split to read. A local file is one split; a local folder may hold only some of them."""
     if config.source is not None:
         path = Path(config.source).expanduser()
@@ -108,7 +108,12 @@ def wanted_splits(config: PrepareConfig, source: Source) -> dict[str, str | None
     if source.splits is None:
         from datasets import get_dataset_split_names  # type: ignore[attr-defined]
 
-        return _only(config, {split: split for split in get_dataset_split_names(source.hub)})
+        try:
+            names = get_dataset_split_names(source.hub, revision=revision)
+        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
+            step = local_copy_step(config.name, source.hub)
+            raise hub_error(error, "dataset", str(source.hub), step, revision) from error
+        return _only(config, {split: split for split in names})
     return _only(config, dict(source.splits))
 
 
@@ -143,21 +148,14 @@ def read_rows(
 
 def read_hex_phi(config: PrepareConfig, source: Source, revision: str | None) -> list[Row]:
     """HEx-PHI's files of a category each, from the hub or a local copy; or any rows."""
-    if config.source is not None:
-        folder = Path(config.source).expanduser()
-        if not category_files(folder):
-            return load_rows(folder)
-    else:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(str(source.hub), repo_type="dataset", revision=revision))
-        except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-            raise UserError(
-                f"cannot download {source.hub} ({type(error).__name__}); accept its terms on its hub page, "
-                f"`hf auth login`, or {local_copy_step(config.name, source.hub)}"
-            ) from error
-    return normalise_rows([row for file in category_files(folder) for row in read_category(file)], str(folder))
+    if config.source is None:
+        rows = read_hub(str(source.hub), revision, local_copy_step(config.name, source.hub))
+        return normalise_rows(rows, str(source.hub))
+    folder = Path(config.source).expanduser()
+    files = category_files(folder)
+    if not files:
+        return load_rows(folder)
+    return normalise_rows([row for file in files for row in read_category(file)], str(folder))
 
 
 def prepare_split(config: PrepareConfig, source: Source, split: str, read: str | None, revision: str | None) -> int:
@@ -273,7 +271,7 @@ def prepare_mt_bench(config: PrepareConfig) -> dict[str, Any]:
                 for name in MT_BENCH_FILES
             }
         except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-            raise UserError(f"cannot download {MT_BENCH_SPACE} ({type(error).__name__}): {step}") from error
+            raise hub_error(error, "space", MT_BENCH_SPACE, step) from error
     if found["question.jsonl"] is None:
         raise UserError(f"no question.jsonl in {config.source}; {step}")
     hashes = {}

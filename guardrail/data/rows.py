@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import HASH_CHARS, hash_json
-from guardrail.data.parsing import FILE_SUFFIXES, read_file
+from guardrail.core.hub import hub_error, is_cached_dataset, is_offline, study_commit
+from guardrail.data.cards import card_splits
+from guardrail.data.parsing import FILE_SUFFIXES, is_sentence, read_file
 from guardrail.data.prompts import template_module
 
 Row = dict[str, Any]
@@ -29,7 +30,9 @@ PROMPT_COLUMNS = (
 )
 ID_COLUMNS = ("id", "question_id", "prompt_id")
 MAX_DROPPED_FRACTION = 0.01
+LOCAL_COPY = "give a local copy"  # the way without the hub
 DROPPED_HELP = "rows without an answer are left out and counted, up to this share of all; more of them are an error"
+COMMIT = re.compile("[0-9a-f]{40}")
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -232,8 +235,12 @@ def hash_rows(rows: list[Row]) -> str:
 
 
 def list_splits(folder: str | Path, name: str | None = None) -> dict[str, list[Path]]:
-    """Split name -> its files, in a hub-layout folder (``data/<split>-0000i-of-0000n.parquet``) or a plain one."""
+    """Split name -> its files: as the folder's card says (a copy of a hub data set), or by the files' names in a
+    hub-layout folder (``data/<split>-0000i-of-0000n.parquet``) or a plain one."""
     folder = Path(folder)
+    told = card_splits(folder, name)
+    if told:
+        return told
     roots = [folder / name / "data", folder / name, folder / "data" / name] if name else [folder / "data", folder]
     out: dict[str, list[Path]] = {}
     for root in roots:
@@ -274,18 +281,38 @@ def _read_hub(source: str, split: str | None, name: str | None, revision: str | 
     looks_local = source.startswith((".", "/", "~")) or source.endswith(FILE_SUFFIXES) or source.count("/") != 1
     if looks_local:
         raise UserError(f"no such file or folder: {source}; expected a data file, a data-set folder or a hub name")
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise UserError(f"no such file or folder: {source}, and the hub is off (HF_HUB_OFFLINE=1); give a local copy")
+    if is_offline() and not is_cached_dataset(source):
+        raise UserError(f"no such file or folder: {source}, and the hub is off (HF_HUB_OFFLINE=1); {LOCAL_COPY}")
     # the library, not this project's folder, which is all that a type checker sees; it takes a second to import
     from datasets import load_dataset  # type: ignore[attr-defined]
 
+    revision = revision or study_commit("dataset", source)
     try:
         data = load_dataset(source, name=name, split=split, revision=revision)
     except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-        raise UserError(
-            f"cannot load {source!r} (no local file or folder of that name; hub: {type(error).__name__}: "
-            f"{str(error)[:200]}); check the name, log in for gated data, or give a local copy"
-        ) from error
+        raise hub_error(error, "dataset", source, LOCAL_COPY, revision) from error
+    if isinstance(data, dict) and len(data) == 1:
+        (data,) = data.values()
     if not hasattr(data, "column_names") or isinstance(data, dict):
         raise UserError(f"{source} has several splits; name one of: {', '.join(sorted(data))}")
+    found = _commit_read(data)
+    if (
+        revision and found and COMMIT.fullmatch(revision) and found != revision
+    ):  # an older copy, when the hub breaks off
+        raise UserError(
+            f"{source}: the hub did not give commit {revision[:12]}, the cache has {found[:12]}; try again later"
+        )
+    sentence = next((column for column in data.column_names if is_sentence(column)), None)
+    if sentence is not None:
+        raise UserError(
+            f"{source}: its CSV files have no header, so a row became the columns' name ({sentence[:40]!r}); run "
+            f"`hf download --repo-type dataset {source} --local-dir COPY` and give a file of COPY"
+        )
     return [(f"row {i + 1}", row) for i, row in enumerate(data.to_list())]
+
+
+def _commit_read(data: Any) -> str | None:
+    """The commit that the datasets library has read, from the addresses of its files."""
+    addresses = getattr(getattr(data, "info", None), "download_checksums", None) or {}
+    found = (re.search(r"@([0-9a-f]{40})/", str(address)) for address in addresses)
+    return next((match.group(1) for match in found if match), None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
-from guardrail.models.checkpoints import read_config
+from guardrail.models.fetch import read_config
 
 Messages = list[dict[str, str]]
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")

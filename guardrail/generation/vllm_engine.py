@@ -18,7 +18,8 @@ from guardrail.core.loaded import loaded
 from guardrail.core.ranks import world_size
 from guardrail.generation.interface import Backend, Completion, Request, eos_ids_of, row_seed
 from guardrail.generation.options import SamplingOptions
-from guardrail.models.checkpoints import check_checkpoint_files, resolve_checkpoint
+from guardrail.models.checkpoints import check_checkpoint_files
+from guardrail.models.fetch import local_checkpoint
 
 UNIT_ROWS = 1024
 
@@ -41,7 +42,8 @@ def require_vllm() -> None:
 def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: Any) -> Any:
     """A ``vllm.LLM`` with settings that suit the device and keep stdout clean."""
     require_vllm()
-    check_checkpoint_files(model)
+    folder = local_checkpoint(model)
+    check_checkpoint_files(folder)
     import torch
 
     if in_process:  # nothing is left behind when this process is killed
@@ -53,7 +55,7 @@ def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: A
 
     try:
         return loaded(
-            lambda: vllm.LLM(model=resolve_checkpoint(model), dtype=dtype, disable_log_stats=True, **options),
+            lambda: vllm.LLM(model=folder, dtype=dtype, disable_log_stats=True, **options),
             *("vLLM", model, dtype, repr(sorted(options.items()))),
         )
     except (ValueError, OSError) as error:
@@ -95,7 +97,7 @@ class VLLMBackend(Backend):
         from transformers import GenerationConfig
 
         try:
-            configured = GenerationConfig.from_pretrained(resolve_checkpoint(self.model_name_or_path))
+            configured = GenerationConfig.from_pretrained(local_checkpoint(self.model_name_or_path, weights=False))
         except OSError:  # no generation_config.json: the tokenizer's EOS is all there is
             configured = None
         return eos_ids_of(self.tokenizer, configured)
@@ -162,7 +164,7 @@ def classify(model: str, texts: Sequence[Sequence[int]], dtype: str, n_labels: i
     from transformers import AutoConfig
     from vllm import TokensPrompt
 
-    config = AutoConfig.from_pretrained(resolve_checkpoint(model))
+    config = AutoConfig.from_pretrained(local_checkpoint(model, weights=False))
     if config.num_labels != n_labels or config.problem_type != "multi_label_classification":
         raise UserError(
             f"{model}: vLLM needs problem_type multi_label_classification and {n_labels} labels in config.json, found "

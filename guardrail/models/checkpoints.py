@@ -16,6 +16,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, write_json
+from guardrail.core.hub import is_offline, refresh_commit, repository_cache, study_commit
 
 SLICE = "slice_end"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -46,30 +47,9 @@ def resolve_checkpoint(name: str | Path) -> str:
     text = str(name)
     if path.is_file() or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise UserError(f"no such model folder: {name}; expected a Hugging Face folder or a hub name like org/model")
-    if os.environ.get("HF_HUB_OFFLINE") == "1" and not _in_hub_cache(text):
+    if is_offline() and not repository_cache("model", text).is_dir():
         raise UserError(f"no model folder {name!r} here, and the hub is off (HF_HUB_OFFLINE=1); give a folder")
     return text
-
-
-def _in_hub_cache(name: str) -> bool:
-    home = os.environ.get("HF_HUB_CACHE") or os.path.join(
-        os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), "hub"
-    )
-    return os.path.isdir(os.path.join(home, "models--" + name.replace("/", "--")))
-
-
-def read_config(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """``config.json`` of a model folder, or the configuration of a hub model. Raises ``UserError``: no JSON object."""
-    resolved = resolve_checkpoint(name)
-    if Path(resolved).is_dir():
-        return read_object(Path(resolved) / "config.json")
-    from transformers import AutoConfig
-
-    try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(resolved, trust_remote_code=trust_remote_code).to_dict()
-    except Exception as error:  # the hub client raises a dozen types; the reason is what the user needs
-        raise UserError(f"cannot read the configuration of {name}: {str(error)[:200]}") from error
-    return config
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -91,7 +71,7 @@ def check_checkpoint_files(name: str | Path) -> None:
     Checks what transformers and vLLM would read: ``config.json`` and the tokenizer's JSON files are JSON objects, every
     shard that an index names is there and holds the tensors that the index promises, every safetensors file is as long
     as its header says. Which tensors a model *needs* is checked where one is loaded (`guardrail.models.loading`).
-    Hub names are left to the hub client, which checks what it downloads.
+    Hub names are left to `guardrail.models.fetch`, whose folders come here.
     """
     resolved = Path(resolve_checkpoint(name))
     if not resolved.is_dir():
@@ -224,14 +204,20 @@ def shorten(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def hash_hub_model(name: str) -> str:
+    """What the hub has under ``name``: its commit is content. Outside of a study's job the hub is asked for the newest,
+    which is what would be downloaded."""
+    return hash_json({"hub": name, "commit": study_commit("model", name) or refresh_commit("model", name)})
+
+
 def hash_checkpoint(name: str | Path) -> str:
-    """A 16-character hash of configuration, tokenizer and weights of a local folder; of the name for the hub.
+    """A 16-character hash of configuration, tokenizer and weights of a local folder; of name and commit for the hub.
 
     Weights are hashed once per file state: the result is kept in the user's cache keyed on path, size and time.
     """
     resolved = Path(resolve_checkpoint(name))
     if not resolved.is_dir():
-        return hash_json({"hub": str(resolved)})
+        return hash_hub_model(str(resolved))
     # the generation configuration says which tokens end an answer; the last ones are older forms of a tokenizer
     names = ("config.json", "generation_config.json", *TOKENIZER_FILES, *OLD_TOKENIZER_FILES)
     files = [f for f in sorted(resolved.iterdir()) if f.name in names or f.name.endswith(WEIGHT_SUFFIXES)]

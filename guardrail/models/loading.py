@@ -22,9 +22,9 @@ from guardrail.models.checkpoints import (
     check_tokenizer_files,
     read_object,
     require_vocabulary,
-    resolve_checkpoint,
     shorten,
 )
+from guardrail.models.fetch import local_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +74,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    path = resolve_checkpoint(name)
-    vocab_size = None
-    if Path(path).is_dir():
-        vocab_size = read_object(Path(path) / "config.json").get("vocab_size")
-        check_tokenizer_files(Path(path), with_packages=True)
-        require_vocabulary(Path(path))
+    path = local_checkpoint(name, weights=False)
+    vocab_size = read_object(Path(path) / "config.json").get("vocab_size")
+    check_tokenizer_files(Path(path), with_packages=True)
+    require_vocabulary(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # a broken file raises a dozen types, some of them bare Exceptions of the Rust library
@@ -133,8 +131,8 @@ def load_complete(
 
     Raises ``UserError``: no such model, broken or incomplete files, missing, unexpected or mismatched tensors.
     """
-    path = resolve_checkpoint(name)
-    check_checkpoint_files(name)
+    path = local_checkpoint(name)
+    check_checkpoint_files(path)
     wanted = torch_dtype(dtype)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:

@@ -13,7 +13,6 @@ and the batch sizes of evaluations are in no key. Hub names stand for themselves
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from guardrail.core.content import content_hash, hash_content
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json
+from guardrail.core.hub import cached_commit
 from guardrail.core.options import decisive
 from guardrail.data.prompts import stop_strings, style_fingerprint
 from guardrail.data.rows import list_splits
@@ -106,7 +106,7 @@ def source_hash(source: str, split: str | None) -> str:
         if split not in splits:
             raise UserError(f"{path} has no split {split!r}; it has: {', '.join(sorted(splits)) or 'none'}")
         return hash_json([content_hash(file) for file in splits[split]])
-    return hub_hash("datasets", source, split)
+    return hub_hash("dataset", source, split)
 
 
 def model_hash(name: str) -> str:
@@ -116,19 +116,15 @@ def model_hash(name: str) -> str:
     """
     if not Path(name).expanduser().is_dir():
         is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-        return UNKNOWN if is_path else hub_hash("models", name)
+        return UNKNOWN if is_path else hub_hash("model", name)
     folder = Path(resolve_checkpoint(name))
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in MODEL_SUFFIXES]
     return hash_json({file.name: content_hash(file) for file in files if not file.name.startswith(".")})
 
 
 def hub_hash(kind: str, name: str, split: str | None = None) -> str:
-    """Name, split and, where the hub's cache has it, the commit that a run would read."""
-    home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
-    reference = cache / f"{kind}--{name.replace('/', '--')}" / "refs" / "main"
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
-    return hash_json({"hub": name, "split": split, "commit": commit})
+    """Name, split and the commit in the hub's cache, which a job of the study reads (`guardrail.study.hub_names`)."""
+    return hash_json({"hub": name, "split": split, "commit": cached_commit(kind, name)})
 
 
 def bench_hash(name: str, data: str | None) -> str:
@@ -143,7 +139,8 @@ def bench_hash(name: str, data: str | None) -> str:
     bench = BENCHES.load(base)
     if bench.local is not None:
         return source_hash(str(bench.local), bench.split) if list_splits(bench.local) else UNKNOWN
-    return hub_hash("datasets", bench.hub or name, bench.split)
+    found = hub_hash("dataset", bench.hub or name, bench.split)
+    return hash_json([found, bench.keep, bench.unique]) if bench.keep else found
 
 
 def style_hash(style: str) -> str:

@@ -27,6 +27,7 @@ from guardrail.core.places import SANDBOX_DATA
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
+from guardrail.study.hub_names import refresh_hub_names
 from guardrail.study.jobs import Job, job_states
 from guardrail.study.keys import Key
 from guardrail.study.leases import CPU_MACHINE, Machine
@@ -189,6 +190,7 @@ def dry_run(grid: Grid, ranks: int, machine: Machine = CPU_MACHINE) -> dict[str,
 
     ``n_run`` and ``run``: the processes that would be started.
     """
+    refresh_hub_names(grid.study)
     jobs = make_jobs(grid, choose_trainer(), all_ranks(ranks))
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
@@ -222,6 +224,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
     if grid.study.sandbox:
         make_sandbox_models(grid.study)
+    if args.failed_since is None:  # a run reads one state of the hub
+        refresh_hub_names(grid.study)
     trainer, ranks = choose_trainer(), all_ranks(args.ranks)
     jobs = make_jobs(grid, trainer, ranks)
     states = job_states(grid, jobs)

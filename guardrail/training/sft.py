@@ -30,7 +30,8 @@ from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, world_size
 from guardrail.data.prompts import TEMPLATE_FILE, style_fingerprint
 from guardrail.data.rows import Row, hash_rows
-from guardrail.models.checkpoints import SLICE, hash_checkpoint, resolve_checkpoint
+from guardrail.models.checkpoints import SLICE, hash_checkpoint
+from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 from guardrail.training.defences import make_defence
@@ -114,7 +115,7 @@ def _template_hash(config: SFTConfig) -> str:
     """What the prompt style makes of a conversation; align-anything's mask renders texts by the template's own code."""
     if config.label_mask == "align_anything":
         return hash_file(TEMPLATE_FILE)
-    return style_fingerprint(config.prompt_style, Path(resolve_checkpoint(config.model_name_or_path)))
+    return style_fingerprint(config.prompt_style, Path(local_checkpoint(config.model_name_or_path, weights=False)))
 
 
 def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:

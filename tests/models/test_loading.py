@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from toys import make_llama
 
 from guardrail.core.errors import UserError
-from guardrail.models.checkpoints import check_checkpoint_files, read_config
+from guardrail.models.checkpoints import check_checkpoint_files
+from guardrail.models.fetch import read_config
 from guardrail.models.loading import (
     check_loadable,
     load_backbone,

@@ -19,7 +19,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.evaluation.judges.answers import Answer
-from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.models.fetch import local_checkpoint
 from guardrail.models.loading import auto_dtype, load_classifier, load_tokenizer
 from guardrail.models.memory import Budget
 
@@ -134,7 +134,7 @@ class ModerationModel:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(resolve_checkpoint(self.model_path))
+            config = AutoConfig.from_pretrained(local_checkpoint(self.model_path, weights=False))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load the configuration of {self.model_path}: {str(error)[:300]}") from error
         return label_places(config.id2label or {}, self.model_path)

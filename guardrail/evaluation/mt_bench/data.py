@@ -19,7 +19,7 @@ from typing import Any
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json, json_lines, parse_json, read_text
-from guardrail.core.hub import hub_available
+from guardrail.core.hub import cached_commit, hub_available, hub_error
 from guardrail.core.places import DATASETS, SANDBOX_DATA, shown
 from guardrail.evaluation.mt_bench.prompts import FASTCHAT_NAMES, OWN_NAMES, OWN_PROMPTS
 
@@ -90,7 +90,7 @@ def load_question_set(data_dir: str | None = None, limit: int | None = None) -> 
         return _load_folder(Path(data_dir), None, limit)
     if PREPARED.is_dir():
         return _load_folder(PREPARED, "mt_bench", limit)
-    if hub_available():
+    if hub_available() or cached_commit("space", HUB_SPACE):
         return _load_hub(limit)
     if not (SANDBOX / "question.jsonl").is_file():
         raise UserError(
@@ -109,10 +109,8 @@ def _load_hub(limit: int | None) -> QuestionSet:
         try:
             paths[name] = Path(hf_hub_download(HUB_SPACE, remote, repo_type="space", etag_timeout=4))
         except Exception as error:  # a dozen types; the reason is what the user needs
-            raise UserError(
-                f"cannot get {remote} of the hub's space {HUB_SPACE} ({type(error).__name__}: {str(error)[:150]}); "
-                "get FastChat's repository and give --data_dir FastChat/fastchat/llm_judge/data/mt_bench"
-            ) from error
+            step = "get FastChat's repository and give --data_dir FastChat/fastchat/llm_judge/data/mt_bench"
+            raise hub_error(error, "space", HUB_SPACE, step) from error
     return build_question_set(
         "mt_bench",
         f"hub space {HUB_SPACE}",

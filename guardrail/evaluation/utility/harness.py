@@ -39,6 +39,7 @@ from guardrail.core.ranks import is_main
 from guardrail.data.prompts import check_style, template_module
 from guardrail.evaluation.completions import BenchmarkOptions, choose_style, earlier_result
 from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
+from guardrail.models.fetch import local_checkpoint
 
 STAGE = "lm_eval"
 NEAR_TASKS = 5
@@ -203,7 +204,7 @@ def _evaluate(
 
     check_loadable(model, config.trust_remote_code)
     arguments: dict[str, Any] = {
-        "pretrained": model,
+        "pretrained": local_checkpoint(model),
         "dtype": config.torch_dtype,
         "trust_remote_code": config.trust_remote_code,
     }

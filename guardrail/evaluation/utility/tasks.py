@@ -6,7 +6,7 @@
     <path>              any file or hub-layout folder in a shape that ``guardrail.data.rows`` knows, with answers
 
 A named task is looked for in this order: ``--data_source``; ``datasets/<task>`` (written by ``datasets/prepare.py``);
-the hub; and, only where there is no hub (not reachable, or HF_HUB_OFFLINE=1), the sandbox's own split of that task,
+the hub, or its copy in the cache; and, only where there is neither, the sandbox's own split of that task,
 which is announced on stderr and marked in the result, so that its numbers cannot be taken for the real task's.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError, unknown
-from guardrail.core.hub import hub_available
+from guardrail.core.hub import hub_available, is_cached_dataset
 from guardrail.core.places import DATASETS, shown
 from guardrail.core.places import SANDBOX_DATA as SANDBOX
 from guardrail.core.registry import Registry
@@ -113,7 +113,7 @@ def find_source(task: Task, data_source: str | None, split: str | None) -> tuple
     prepared = DATASETS / task.name
     if prepared.is_dir():
         return str(prepared), split or TEST_SPLIT, None, False
-    if task.hub is not None and hub_available():
+    if task.hub is not None and (hub_available() or is_cached_dataset(task.hub)):
         return task.hub, split or TEST_SPLIT, task.hub_config, False
     if task.sandbox_split is not None and SANDBOX.is_dir():
         return str(SANDBOX), split or task.sandbox_split, None, True

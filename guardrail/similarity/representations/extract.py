@@ -24,7 +24,8 @@ from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hub_layout import folder_lock
 from guardrail.data.prompts import style_fingerprint
 from guardrail.data.rows import Row, hash_rows, load_rows
-from guardrail.models.checkpoints import hash_checkpoint, resolve_checkpoint
+from guardrail.models.checkpoints import hash_checkpoint
+from guardrail.models.fetch import local_checkpoint
 from guardrail.similarity.representations import store as stores
 from guardrail.similarity.representations.options import ExtractionConfig, ExtractionOptions, ModelFacts, model_facts
 from guardrail.similarity.representations.sequences import make_sequence, require_answers, unanswered_ids
@@ -37,10 +38,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 
 def hash_tokenizer(model: str) -> str:
-    """A 16-character hash of a local folder's tokenizer files; of the name for the hub."""
-    folder = Path(resolve_checkpoint(model))
-    if not folder.is_dir():
-        return hash_json({"hub": str(folder)})
+    """A 16-character hash of the tokenizer's files, also of a hub model."""
+    folder = Path(local_checkpoint(model, weights=False))
     return hash_json({name: hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
 
 
@@ -160,7 +159,7 @@ def extract_representations(
     left_out = set(dropped)
     require_answers([row for row in rows if row["id"] not in left_out], options)
     style = options.prompt_style
-    template = None if style is None else style_fingerprint(style, Path(resolve_checkpoint(model)))
+    template = None if style is None else style_fingerprint(style, Path(local_checkpoint(model, weights=False)))
     inputs = {"model": hash_checkpoint(model), "data": hash_rows(rows), "prompt_template": template}
     if dropped:
         inputs["dropped"] = hash_json(list(dropped))

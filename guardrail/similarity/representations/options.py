@@ -16,7 +16,7 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.options import option
 from guardrail.data.prompts import check_style
 from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION
-from guardrail.models.checkpoints import read_config
+from guardrail.models.fetch import read_config
 from guardrail.models.loading import DTYPES, auto_dtype
 
 POSITIONS = ("eos", "completion_last", "prompt_last", "completion_mean", "mean")
