@@ -51,6 +51,11 @@ class Job:
         """Is it a script, with a process of its own?"""
         return self.command[0].endswith((".sh", ".py"))
 
+    @property
+    def is_judge(self) -> bool:
+        """Does it judge answers that are there?"""
+        return self.stage == "harmfulness" or self.stage.startswith("judge_")
+
     def product(self, name: str | None = None) -> Product:
         """The product of that name; without a name the only one."""
         return next(p for p in self.products if name is None or p.name == name)

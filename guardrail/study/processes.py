@@ -1,6 +1,7 @@
 """Which jobs of a study share a process: imports and models are loaded once for all of them.
 
     evaluate.<checkpoint>     every answer of a checkpoint and its losses, from one load of the model
+    evaluate.<kind>.<number>  on a machine without GPUs: several checkpoints, one after the other
     harmfulness, judge_*      all checkpoints' judgements, from one load of the judge (one process per GPU)
     subsets                   representations and selections; on a machine without GPUs the mixtures as well
     mix                       mixtures, on a machine with GPUs: they need none
@@ -19,6 +20,7 @@ from guardrail.study.jobs import Job
 from guardrail.study.leases import CPU_MACHINE, Machine
 
 SUBSETS, MIX, EVALUATE = "subsets", "mix", "evaluate"
+CHECKPOINTS_PER_START = 4  # more would save little, and hold more back when one of them is not there
 TITLES = {SUBSETS: "subsets", MIX: "mix", EVALUATE: "evaluate", "harmfulness": "harmfulness of all answers"}
 
 
@@ -38,17 +40,14 @@ def make_processes(jobs: dict[str, Job], names: Sequence[str], machine: Machine 
     """The processes that run the jobs ``names``, each after those that it needs."""
     members: dict[str, list[str]] = {}
     for name in names:
-        process = jobs[name].process
-        if process == MIX and not machine.gpus and any(jobs[n].process == SUBSETS for n in names):
-            process = SUBSETS
-        members.setdefault(process, []).append(name)
-    for process in list(members):
-        if process in jobs or jobs[members[process][0]].stage != process or process == MIX:
-            continue  # not a judge of all checkpoints
-        shares = split(members[process], slots(jobs[members[process][0]], machine))
+        members.setdefault(jobs[name].process, []).append(name)
+    if not machine.gpus:
+        members = share_starts(members)
+    for judge in [process for process, inside in members.items() if jobs[inside[0]].is_judge]:
+        shares = split(members[judge], slots(jobs[members[judge][0]], machine))
         if len(shares) > 1:
-            del members[process]
-            members |= {f"{process}.{number}": share for number, share in enumerate(shares, 1)}
+            del members[judge]
+            members |= {f"{judge}.{number}": share for number, share in enumerate(shares, 1)}
     home = {name: process for process, inside in members.items() for name in inside}
     unordered = {}
     for process, inside in members.items():
@@ -61,6 +60,29 @@ def make_processes(jobs: dict[str, Job], names: Sequence[str], machine: Machine 
             process, stage, title, tuple(inside), tuple(n for n in needs if n != process), gpus
         )
     return in_order(unordered)
+
+
+def share_starts(members: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Fewer and larger processes, for a machine without GPUs: a start costs as much as evaluating a small checkpoint.
+
+    Mixtures join the subsets; aligned checkpoints, and fine-tuned ones, are evaluated a few by each process.
+    """
+    out: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}  # `evaluate.aligned` -> the processes of these checkpoints
+    for process, inside in members.items():
+        kind = ".".join(process.split(".")[:2])
+        if process == MIX and SUBSETS in members:
+            out[SUBSETS] = [*members[SUBSETS], *inside]
+        elif process.startswith(f"{EVALUATE}.") and kind != process:
+            kinds.setdefault(kind, []).append(process)
+        else:
+            out.setdefault(process, inside)
+    for kind, processes in kinds.items():
+        shares = split(processes, -(-len(processes) // CHECKPOINTS_PER_START))
+        for number, share in enumerate(shares, 1):
+            name = share[0] if len(share) == 1 else f"{kind}.{number}"
+            out[name] = [job for process in share for job in members[process]]
+    return out
 
 
 def slots(job: Job, machine: Machine) -> int:

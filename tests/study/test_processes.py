@@ -13,7 +13,7 @@ from guardrail.study.config import load_study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.leases import CPU_MACHINE, Machine
-from guardrail.study.processes import make_processes, split
+from guardrail.study.processes import CHECKPOINTS_PER_START, make_processes, split
 from guardrail.study.records import FAILED, FOLDER, record_file
 from guardrail.study.results import collect
 from guardrail.study.schedule import OUR_TRAINER, dry_run, to_run
@@ -23,6 +23,7 @@ from .toy_jobs import Stopped, ToyStudy
 FOUR = Machine(tuple("0123"), 1)
 PAIRS = Machine(tuple("0123"), 2)
 MOST_STARTS_OF_THE_QUICKSTART = 25
+ONE = Machine(("0",), 1)
 
 
 @pytest.fixture
@@ -34,13 +35,28 @@ def shipped(name: str, tmp_path) -> Grid:
     return Grid(load_study(REPOSITORY / "configs" / "studies" / f"{name}.yaml"), tmp_path)
 
 
-def test_the_quickstart_starts_25_processes(tmp_path):
+def test_the_quickstart_starts_at_most_25_processes(tmp_path):
     grid = shipped("quickstart", tmp_path)
     jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
     starts = Counter(process.stage for process in make_processes(jobs, list(jobs)).values())
-    assert starts == {"subsets": 1, "align": 5, "fine_tune": 6, "evaluate": 12, "harmfulness": 1}
+    assert starts == {"subsets": 1, "align": 5, "fine_tune": 6, "evaluate": 5, "harmfulness": 1}
     assert sum(starts.values()) <= MOST_STARTS_OF_THE_QUICKSTART
     assert len(jobs) == 71, "as many results with a key each as before"
+    on_a_gpu = Counter(process.stage for process in make_processes(jobs, list(jobs), ONE).values())
+    assert on_a_gpu == {"subsets": 1, "mix": 1, "align": 5, "fine_tune": 6, "evaluate": 12, "harmfulness": 1}
+
+
+def test_a_checkpoint_is_evaluated_by_one_process(tmp_path):
+    jobs = make_jobs(shipped("sandbox_full", tmp_path), OUR_TRAINER, missing_ok=True)
+    for machine in (CPU_MACHINE, FOUR):
+        processes = [one for one in make_processes(jobs, list(jobs), machine).values() if one.stage == "evaluate"]
+        homes: dict[str, set[str]] = {}
+        for process in processes:
+            for name in process.jobs:
+                homes.setdefault(jobs[name].process, set()).add(process.name)
+        assert all(len(home) == 1 for home in homes.values())
+        most = max(len({jobs[name].process for name in one.jobs}) for one in processes)
+        assert most == (1 if machine.gpus else CHECKPOINTS_PER_START)
 
 
 def test_a_dry_run_counts_processes(toy):
@@ -90,8 +106,13 @@ def test_only_what_has_to_run_is_in_a_process(toy):
     toy.run()
     toy.settings["tasks"]["list"]["utility"]["max_new_tokens"] = 12
     jobs = toy.jobs()
-    processes = make_processes(jobs, to_run(jobs, toy.states()))
-    assert all(process.stage == "evaluate" and len(process.jobs) == 1 for process in processes.values())
+    todo = to_run(jobs, toy.states())
+    assert {jobs[name].stage for name in todo} == {"utility"}
+    on_gpus = make_processes(jobs, todo, FOUR).values()
+    assert all(process.stage == "evaluate" and len(process.jobs) == 1 for process in on_gpus)
+    here = make_processes(jobs, todo).values()
+    assert sorted(name for process in here for name in process.jobs) == sorted(todo)
+    assert max(len(process.jobs) for process in here) == CHECKPOINTS_PER_START
 
 
 @pytest.mark.parametrize("fate", ["fails", "crashes"])
