@@ -33,7 +33,7 @@ else:
     names = [name for name, j in all_jobs.items() if j["products"][0]["key"]["value"] == key]
 process = next(p for p in content["processes"] if set(names) <= set(p["jobs"]))
 mine = HERE / f"active.{{os.getpid()}}"
-one = process["stage"] == "harmfulness"  # those that all can begin at once
+one = process["stage"] == "evaluate" and (HERE / "again").exists()  # five that all can begin at once
 start = time.time()
 if one:
     mine.touch()
@@ -82,7 +82,6 @@ def events(tmp_path_factory) -> list[dict]:
         settings = ToyStudy(folder / "world", patch).settings
     settings["subsets"], settings["seeds"] = ["high"], [1, 2]
     del settings["tasks"]["pure_bad"], settings["evaluation"]["judges"]
-    (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
     stub = folder / "stub.py"
     stub.write_text(STUB.format(root=outputs / "toy"))
     for script in (copy / "scripts").glob("*.sh"):
@@ -94,13 +93,19 @@ def events(tmp_path_factory) -> list[dict]:
     shell = {name: value for name, value in os.environ.items() if name not in hidden}
     shell |= {"PATH": f"{binaries}:{shell['PATH']}", "PYTHONPATH": str(copy), "OUTPUTS": str(outputs)}
     shell |= {"GUARDRAIL_LOCKS": str(folder / "locks"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        ["bash", str(copy / "scripts/study.sh"), str(folder / "toy.yaml")], env=shell, capture_output=True, text=True
-    )
-    content = json.loads((outputs / "toy" / "jobs.json").read_text())
-    assert content["machine"]["gpus"] == ["0", "1", "2", "3"] and content["ranks"] == 4
-    found = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert {event["job"] for event in found} == {one["name"] for one in content["processes"]}, done.stderr[-3000:]
+    found: list[dict] = []
+    for again in (False, True):  # the second time with shorter answers: nothing is trained, everything is evaluated
+        if again:
+            (folder / "again").touch()
+            settings["evaluation"]["max_new_tokens"] = 16
+        (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
+        command = ["bash", str(copy / "scripts/study.sh"), str(folder / "toy.yaml")]
+        done = subprocess.run(command, env=shell, capture_output=True, text=True)
+        content = json.loads((outputs / "toy" / "jobs.json").read_text())
+        assert content["machine"]["gpus"] == ["0", "1", "2", "3"] and content["ranks"] == 4
+        before, found = found, [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        started = {event["job"] for event in found[len(before) :]}
+        assert started == {one["name"] for one in content["processes"]}, done.stderr[-3000:]
     return found
 
 
