@@ -46,27 +46,29 @@ def block_saved(
     r: int = 0,
     dropout: bool = False,
     on_gpu: bool = True,
+    every_input: bool = False,
 ) -> int:
     """Bytes that autograd saves in one block. ``adapted``: LoRA's targets, everything else frozen; None: all trained.
 
-    ``dropout``: LoRA's. ``on_gpu``: its mask takes a byte per number, on a CPU a whole number.
+    ``dropout``: LoRA's. ``on_gpu``: its mask takes a byte per number, on a CPU a whole number. ``every_input``: frozen
+    layers keep their inputs, too, as DeepSpeed's linear function for ZeRO 3 does (zero/linear.py).
     """
     n, D, F = n_rows * row_tokens, shape.hidden, shape.intermediate
     trained = adapted is None
     out = shape.n_block_norms * norm_saved(shape, n, b, trained)
-    out += attention_saved(shape, n_rows, row_tokens, b, attention, adapted is None or "o_proj" in adapted)
+    keeps = trained or every_input
+    out += attention_saved(shape, n_rows, row_tokens, b, attention, keeps or "o_proj" in (adapted or ()))
     out += 3 * F * n * b  # the gate before and after its activation, and what it multiplies
     inputs = shape.linears()
-    if adapted is None:
+    if keeps:
         out += (2 * D + F) * n * b  # inputs of q, k, v; of gate and up; of down. o's is attention's output
-        return out
     shared: set[str] = set()
-    for name in adapted:
+    for name in adapted or ():
         width = inputs[name][0]
         group = {"q_proj": "a", "k_proj": "a", "v_proj": "a", "gate_proj": "m", "up_proj": "m"}.get(name, name)
         if dropout:  # each adapter draws its own mask
             out += (b + (1 if on_gpu else b)) * width * n
-        elif group not in shared and name != "o_proj":
+        elif not keeps and group not in shared and name != "o_proj":
             out += width * n * b
         shared.add(group)
         out += r * n * b  # between the two factors

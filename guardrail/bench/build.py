@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -51,8 +52,11 @@ def configuration(shape: Shape, attention: str | None = None) -> Any:
     return config
 
 
-def build(shape: Shape, stage: str, dtype: str, device: torch.device | str, attention: str | None = None) -> Any:
-    """The model of ``stage`` with random weights, in evaluation mode. Raises ``UserError``: attention not installed."""
+def build(shape: Shape, stage: str, dtype: str, device: torch.device | str | None, attention: str | None = None) -> Any:
+    """The model of ``stage`` with random weights, in evaluation mode; ``device`` None: where ZeRO 3 puts its parts.
+
+    Raises ``UserError``: the attention is not installed, or not for this model.
+    """
     import transformers
 
     names = {
@@ -62,7 +66,7 @@ def build(shape: Shape, stage: str, dtype: str, device: torch.device | str, atte
     }
     kind = getattr(transformers, names[KINDS[stage]])
     try:
-        with torch.device(device):
+        with torch.device(device) if device is not None else contextlib.nullcontext():
             model = kind.from_config(configuration(shape, attention), dtype=torch_dtype(dtype))
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot build {shape.name}: {str(error)[:300]}") from error

@@ -95,6 +95,7 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
         settings.target_modules if settings.use_lora else None,
         settings.r,
         settings.lora_dropout > 0,
+        every_input=settings.zero_stage == 3,
     )
     entry = b * n * D  # what a block gets
     kept = L * entry if settings.gradient_checkpointing else L * block

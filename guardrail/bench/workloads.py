@@ -92,7 +92,7 @@ def sft(shape: Shape, settings: Settings, device: torch.device) -> Workload:
     ds_config = engines.resolved_deepspeed_config(config, world_size())
     ds_config["zero_optimization"] = deepspeed_settings(settings)
     hook = engines.partition_while_loading(ds_config)
-    model = build(shape, "sft", settings.dtype, device if hook is None else "cpu", settings.attention)
+    model = build(shape, "sft", settings.dtype, device if hook is None else None, settings.attention)
     loaded = engines.prepare_model(model, config, hook)
     engine = engines.build_engine(config, ds_config, loaded.model, 10**6)
 
