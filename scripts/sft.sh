@@ -24,6 +24,7 @@ MAX_LENGTH="${MAX_LENGTH:-4096}"                               # longest row in 
 DS_CONFIG="${DS_CONFIG:-ds_z3_config.json}"                    # name in configs/deepspeed (ours) or of the same in align-anything
 BF16="${BF16:-True}"                                           # False on a CPU machine: float32
 GRADIENT_CHECKPOINTING="${GRADIENT_CHECKPOINTING:-True}"       # False: faster, more memory
+BATCHING="${BATCHING:-padded}"                                 # length_grouped pads less, packed not at all (docs/training.md)
 SEED="${SEED:-42}"                                             # dropout and LoRA initialisation
 DATA_SEED="${DATA_SEED:-$SEED}"                                # row order; align-anything's trainer ignores it (always 0)
 RUN_NAME="${RUN_NAME:-$(basename "$OUTPUT_DIR")}"              # name in Weights & Biases
@@ -51,6 +52,7 @@ launch deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_W
     --ds_cfgs "$DS_CONFIG" \
     --bf16 "$BF16" \
     --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
+    --batching "$BATCHING" \
     --seed "$SEED" \
     --data_seed "$DATA_SEED" \
     --save_checkpoint False \

@@ -3,6 +3,8 @@
 #
 #   bash scripts/study.sh configs/studies/quickstart.yaml            # run, or continue after any interruption
 #   bash scripts/study.sh configs/studies/quickstart.yaml --plan     # stages, hours, disk, judge calls; runs nothing
+#   bash scripts/study.sh configs/studies/quickstart.yaml --plan --calibrate   # measure this machine first (2 minutes)
+#   PLAN_GPU=h100 PLAN_GPUS=4 bash scripts/study.sh configs/studies/paper_llama2_7b.yaml --plan --budget 50
 #   bash scripts/study.sh configs/studies/quickstart.yaml --dry-run  # the jobs that would run
 #
 # Jobs run side by side. On a GPU machine the GPUs decide how many: training takes all of GPUS (their number is part of
@@ -22,6 +24,12 @@ SIZE="${SIZE:-}"                # replace the study's subset sizes, e.g. 500 or 
 SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
 SUBSETS="${SUBSETS:-}"          # replace the study's subsets, e.g. high,low
 TASKS="${TASKS:-}"              # keep only these tasks, e.g. list,pure_bad
+DESIGNS="${DESIGNS:-}"          # replace the study's designs, e.g. continued (docs/designs.md)
+SET="${SET:-}"                  # change single settings, e.g. keep=none,alignment.batching=length_grouped
+export PLAN_GPU="${PLAN_GPU:-}"       # --plan: the kind of GPU, e.g. h100, or cpu; empty: this machine's (docs/planning.md)
+export PLAN_GPUS="${PLAN_GPUS:-}"     # --plan: how many; empty: this machine's, or four
+export PLAN_ASSUME="${PLAN_ASSUME:-}" # --plan: other assumptions, e.g. training_utilisation=0.5
+PROMPTS="${PROMPTS:-}"          # only the first so many safety prompts, as the study's evaluation.limit
 
 STUDY="$(realpath -m -- "$STUDY")"
 source "$(dirname "$0")/setup.sh"
@@ -35,8 +43,11 @@ CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SEEDS" ]] || CHECK+=(--seeds "$SEEDS")
 [[ -z "$SUBSETS" ]] || CHECK+=(--subsets "$SUBSETS")
 [[ -z "$TASKS" ]] || CHECK+=(--tasks "$TASKS")
+[[ -z "$DESIGNS" ]] || CHECK+=(--designs "$DESIGNS")
+[[ -z "$SET" ]] || CHECK+=(--set "$SET")
+[[ -z "$PROMPTS" ]] || CHECK+=(--prompts "$PROMPTS")
 if [[ " $* " == *" --plan "* ]]; then
-    "${CHECK[@]}" --plan --gpus "${PLAN_GPUS:-4}" # GPUs of the node that will run it
+    "${CHECK[@]}" --ranks "$NUM_PROCESSES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL" "$@"
     exit
 fi
 if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then

@@ -94,6 +94,33 @@ def _spread(seeds: float, prompts: float, noise: float, R: int, P: int) -> Sprea
     return Spread(float(np.sqrt(total / (R * P))), float(share), R, P)
 
 
+@dataclass(frozen=True)
+class Components:
+    """Variances of one answer's value: between ``seeds``, between ``prompts``, and of ``answers`` given both."""
+
+    seeds: float
+    prompts: float
+    answers: float
+
+    def spread(self, n_seeds: int, n_prompts: int) -> Spread:
+        """The spread that a mean over so many seeds and prompts is to be expected to have."""
+        seeds, prompts = self.answers + n_prompts * self.seeds, self.answers + n_seeds * self.prompts
+        return _spread(seeds, prompts, self.answers, n_seeds, n_prompts)
+
+
+def components(values: np.ndarray) -> Components:
+    """The variance components of ``(R, P[, S])`` values by the two-way analysis of variance.
+
+    Raises ``ValueError`` for fewer than two seeds: what differs between seeds cannot be told from what is left.
+    """
+    cells = as_cells(values)
+    R, P = cells.shape
+    if R < 2:
+        raise ValueError("variance components need at least two seeds")
+    seeds, prompts, noise = mean_squares(cells)
+    return Components(max(seeds - noise, 0.0) / P, max(prompts - noise, 0.0) / R, noise)
+
+
 def crossed_spread(values: np.ndarray) -> Spread:
     """Spread of the mean of ``(R, P[, S])`` values over new seeds *and* new prompts (over new prompts when R is 1)."""
     cells = as_cells(values)

@@ -11,13 +11,14 @@ Everything in percent or points; a positive difference means that the first arm 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from guardrail.core.errors import UserError
 from guardrail.statistics.agreement import cohen_kappa
-from guardrail.statistics.crossed import crossed_bootstrap, paired_difference, seeds_needed, sign_flip
+from guardrail.statistics.crossed import components, crossed_bootstrap, paired_difference, seeds_needed, sign_flip
 from guardrail.statistics.regression import matched_capability, regress
 from guardrail.statistics.testing import corrected
 from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
@@ -181,7 +182,16 @@ def _test(difference: np.ndarray) -> dict[str, Any]:
         "interval_points": [points(low), points(high)],
         "minimum_detectable_points": points(test.pop("minimum_detectable_difference")),
         **test,
+        "variances_points2": _variances(difference),
     }
+
+
+def _variances(difference: np.ndarray) -> dict[str, float] | None:
+    """Variance components in squared points, for planning the next study; None for one seed."""
+    if len(difference) < 2:
+        return None
+    found = dataclasses.asdict(components(difference))
+    return {name: round(1e4 * value, DIGITS) for name, value in found.items()}
 
 
 def _overall(

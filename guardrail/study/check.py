@@ -36,6 +36,17 @@ def numbers(text: str) -> list[int]:
         raise UserError(f"{text!r} is not a comma-separated list of whole numbers") from None
 
 
+def positive_hours(text: str) -> float:
+    """A positive number of hours."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"--budget {text!r} is not a number of hours above 0, such as 50")
+    return value
+
+
 def keep_tasks(study: Study, names: list[str]) -> Study:
     """The study with only the tasks ``names``, in the file's order."""
     for name in names:
@@ -90,34 +101,44 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=numbers, help="replace seeds: 1,2,3")
     parser.add_argument("--subsets", type=lambda text: text.split(","), help="replace subsets: high,low")
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="keep only these tasks: list,pure_bad")
+    parser.add_argument("--prompts", type=positive_int, help="only the first so many safety prompts (evaluation.limit)")
+    parser.add_argument("--designs", type=lambda text: text.split(","), help="replace designs: continued,adapter+lora")
+    parser.add_argument("--set", default="", help="change single settings: keep=none,alignment.batching=length_grouped")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
-    parser.add_argument("--gpus", type=positive_int, default=4, help="GPUs of the node, for --plan")
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine first, for --plan")
+    parser.add_argument("--budget", type=positive_hours, help="propose the best part within so many hours, for --plan")
+    parser.add_argument("--earlier", help="study.json whose variances --budget counts on")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs that would run and why; write nothing")
-    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, for --dry_run")
-    parser.add_argument("--gpu_names", default="", help="GPUs that the jobs share, as 0,1,2,3, for --dry_run")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, for both")
+    parser.add_argument("--gpu_names", default="", help="GPUs that the jobs share, as 0,1,2,3, for both")
     parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="of a job that does not train, likewise")
     args = parser.parse_args(argv)
-    overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets}
-    study = load_study(args.study, {key: value for key, value in overrides.items() if value})
+    overrides = {"subset_sizes": args.sizes, "seeds": args.seeds, "subsets": args.subsets, "designs": args.designs}
+    study = load_study(args.study, {key: value for key, value in overrides.items() if value}, args.set)
     if args.tasks:
         study = keep_tasks(study, args.tasks)
+    if args.prompts:
+        study = dataclasses.replace(study, evaluation=dataclasses.replace(study.evaluation, limit=args.prompts))
     if study.sandbox:
         from guardrail.sandbox.writer import write_sandbox
 
         write_sandbox(SANDBOX_DATA, seed=0)  # a second; nothing when it is there
     grid = Grid(study, args.outputs)
+    if args.plan or args.dry_run:
+        from guardrail.study.schedule import this_machine
     if args.plan:
-        from guardrail.study.plan import make_plan, plan_text
+        from guardrail.study.planning.command import plan_command
 
         if Path(study.safety_pool.source).exists():
             pool_rows(study)
-        plan = make_plan(grid, args.gpus)
-        print(plan_text(plan, args.gpus))
-        return plan
+        machine = this_machine(args.gpu_names, args.gpus_per_job)
+        return plan_command(grid, args.study, machine, args.ranks, args.calibrate, args.budget, args.earlier)
+    if args.calibrate or args.budget or args.earlier:
+        raise UserError("--calibrate, --budget and --earlier belong to --plan; add --plan")
     plan = check_study(study, args.outputs)
     if args.dry_run:
-        from guardrail.study.schedule import dry_run, this_machine
+        from guardrail.study.schedule import dry_run
 
         return {**plan, **dry_run(grid, args.ranks, this_machine(args.gpu_names, args.gpus_per_job))}
     path = grid.folder / "study_config.json"

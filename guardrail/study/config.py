@@ -20,7 +20,7 @@ from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
-from guardrail.training.config import SFTConfig
+from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
 # `full` from the pool itself; all others are selected per task.
@@ -123,6 +123,11 @@ class Training:
     ds_cfgs: str = SFTConfig.ds_cfgs
     bf16: bool = SFTConfig.bf16
     gradient_checkpointing: bool = SFTConfig.gradient_checkpointing
+    batching: str = SFTConfig.batching
+
+    def __post_init__(self) -> None:
+        if self.batching not in BATCHINGS:
+            raise unknown("batching", self.batching, BATCHINGS)
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class FineTuning(Training):
     method: str = "full"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
             raise unknown("method of fine_tuning", self.method, METHODS)
 
@@ -272,8 +278,11 @@ class Study:
         return tuple(Design(alignment, method or self.fine_tuning.method) for alignment, _, method in parts)
 
 
-def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:
+def load_study(path: str | Path, overrides: dict[str, Any] | None = None, changes: str = "") -> Study:
     """Read and check a study file. ``overrides`` replaces top-level keys (the quickstart's variables).
+
+    Args:
+        changes: single settings by the path of their key, `keep=none,alignment.batching=length_grouped`.
 
     Raises ``UserError`` with the file and the key's path.
     """
@@ -289,6 +298,15 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Stu
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of settings")
+    for change in filter(None, changes.split(",")):
+        key, is_change, value = change.partition("=")
+        *parents, last = key.strip().split(".")
+        block = raw
+        for name in parents:
+            block = block.setdefault(name, {}) if isinstance(block, dict) else None
+        if not is_change or not isinstance(block, dict):
+            raise UserError(f"{change!r} is no setting of {path}; expected key=value such as alignment.epochs=1")
+        block[last] = yaml.safe_load(value)
     try:
         return build(Study, {**raw, **(overrides or {})}, "")
     except UserError as error:

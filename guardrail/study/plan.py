@@ -1,210 +1,306 @@
-"""What a study will cost, before anything runs: stages to run and to reuse, hours, disk, judge calls.
+"""What a study will cost, before anything runs: jobs to run and to reuse, wall time, GPU-hours, disk, judge calls.
 
     bash scripts/study.sh configs/studies/quickstart.yaml --plan
+    PLAN_GPU=h100 PLAN_GPUS=4 bash scripts/study.sh configs/studies/paper_llama2_7b.yaml --plan
 
-Seconds per stage come from earlier runs of the same study where there are any (the records of its jobs), from stated
-assumptions otherwise; every estimate says which. What is reused and what runs is what the
-schedule says. Loads no model.
+Seconds of a job come from finished jobs of the same study, else from this machine's calibration (`--calibrate`), else
+from stated assumptions (`guardrail.study.planning`). The wall time is that of the jobs' graph on the machine's cores or
+GPUs, not a sum. What is reused and what runs is what the schedule says. Loads no model.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from guardrail.bench.shapes import SHAPES, Shape, find_shape
 from guardrail.core.errors import UserError
-from guardrail.core.files import read_json
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
-from guardrail.study.jobs import job_states
-from guardrail.study.records import FAILED
-from guardrail.study.records import FOLDER as RECORDS
-from guardrail.study.schedule import recorded_setup, to_run
-from guardrail.study.sources import count_rows
+from guardrail.study.jobs import Job, job_states
+from guardrail.study.planning.assumptions import Book, parse_changes
+from guardrail.study.planning.costs import TRAINING_STAGES, Cost, Costs
+from guardrail.study.planning.disk import held_by, peak
+from guardrail.study.planning.node import OTHERS, TRAINING_FIRST, Node, node_of
+from guardrail.study.planning.rates import Calibration, find_calibration
+from guardrail.study.planning.simulate import Schedule, Task, simulate
+from guardrail.study.planning.times import read_times
+from guardrail.study.planning.volumes import bench_prompts
+from guardrail.study.processes import Process, make_processes
+from guardrail.study.schedule import all_ranks, choose_trainer, recorded_setup, to_run
 
-# A model name that says its size, or its files, give N parameters. A training token costs 6 N operations (8 N with
-# gradient checkpointing), a generated or read one 2 N (Kaplan et al. 2020, section 2.1).
-ASSUMPTIONS: dict[str, float] = {
-    "gpu_operations_per_sec": 312e12,  # A100 bf16 dense
-    "training_utilisation": 0.40,
-    "reading_utilisation": 0.50,
-    "generation_tokens_per_sec_7b": 1500.0,  # Hugging Face backend, batch of some tens, per GPU
-    "start_sec": 60.0,  # process, weights, compilation: per stage
-    "tokens_per_row": 300.0,
-    "sandbox_training_rows_per_sec": 60.0,  # CPU, 1M parameters
-    "sandbox_evaluation_sec": 8.0,  # one process beside another on two cores
-    "sandbox_training_start_sec": 12.0,
-    "bytes_per_parameter": 2.0,  # saved in bf16
-}
-HUB_PARAMETERS = {"7b": 6.7e9, "2b": 2.6e9, "9b": 9.2e9, "8b": 8.0e9, "13b": 13.0e9}
-SANDBOX_PARAMETERS = 0.9e6
+FALLBACK_SHAPE = "llama2-7b"
 
 
 @dataclass
 class Stage:
-    """One kind of stage: how many are done, how many will run, and what one of them costs."""
+    """One kind of job: how many are done and will run, and what these cost together."""
 
     stage: str
     n_total: int
     n_reuse: int
     seconds_each: float
+    seconds: float
+    cpu_sec: float | None
+    gpu_hours: float
     source: str
-    gpus: str = "one"
+    basis: str
+    gpus: str
 
     @property
     def n_run(self) -> int:
         return self.n_total - self.n_reuse
 
-    def seconds(self, n_gpus: int) -> float:
-        """Wall-clock of what will run, GPUs side by side. Assumed seconds are of one GPU, measured ones of a whole job,
-        which has all GPUs if it trains."""
-        seconds = self.n_run * self.seconds_each
-        shared = self.gpus == "one" or (self.gpus == "all" and self.source == "assumed")
-        return seconds / n_gpus if shared else seconds
+
+@dataclass
+class Parts:
+    """A plan before it is written down: the jobs to run with their costs, and when each runs."""
+
+    grid: Grid
+    node: Node
+    book: Book
+    shape: Shape
+    jobs: dict[str, Job]
+    waiting: list[str]
+    processes: dict[str, Process]
+    costs: dict[str, Cost]
+    schedule: Schedule
+    counter: Costs
+    overhead_sec: float
+    calibration: Calibration | None
+    file: str = ""
+
+    def gpu_seconds(self, name: str) -> float:
+        return self.costs[name].seconds * self.node.holds(self.processes[name].gpus).get("gpus", 0)
 
 
-def parameters(study: Study) -> float:
-    """Parameters of the base model: from its files, its name, or the sandbox's known size."""
-    if study.sandbox:
-        return SANDBOX_PARAMETERS
+def shape_of(study: Study, book: Book) -> Shape:
+    """The base model's shape: from its files or its name; an assumed one where neither says it."""
+    if study.sandbox and not Path(study.models.base).is_dir():
+        return SHAPES["sandbox"]
     try:
-        folder = Path(resolve_checkpoint(study.models.base))
-        if folder.is_dir():
-            return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2
+        return find_shape(_folder(study.models.base))
     except UserError:
-        pass  # a hub model that is not here: its name says its size
-    name = study.models.base.lower()
-    return next((value for key, value in HUB_PARAMETERS.items() if key in name), 7e9)
+        book.note("parameters", SHAPES[FALLBACK_SHAPE].n_parameters(), "", f"assumed: {study.models.base} is not here")
+        return SHAPES[FALLBACK_SHAPE]
 
 
-def rows_or(source: Any, otherwise: int) -> int:
-    """Rows of a local source; ``otherwise`` for one on the hub or not prepared yet."""
+def _folder(name: str) -> str:
     try:
-        return count_rows(source) or otherwise
+        return str(resolve_checkpoint(name))
     except UserError:
-        return otherwise
+        return name
 
 
-def measured(grid: Grid, names: list[str]) -> tuple[float, int] | None:
-    """Median seconds that finished jobs took, and how many there are; from their records, whatever their keys."""
-    files = [file for name in names for file in (grid.folder / RECORDS / name).glob("*.json") if file.name != FAILED]
-    seconds = [float(read_json(file)["wall_sec"]) for file in files]
-    return (median(seconds), len(seconds)) if seconds else None
+def parameters(study: Study) -> int:
+    """Parameters of the base model."""
+    return shape_of(study, Book()).n_parameters()
 
 
-def plan_stages(grid: Grid) -> list[Stage]:
-    """Every kind of stage of the study."""
+def plan_parts(
+    grid: Grid,
+    node: Node | None = None,
+    ranks: int | None = None,
+    assume: str | None = None,
+    file: str = "",
+    whole: bool = False,
+) -> Parts:
+    """Processes, costs and schedule of what would run now.
+
+    Args:
+        ranks: processes of a training job here; what the last schedule says, or the node's GPUs, for another machine.
+        assume: changes of assumptions, as `PLAN_ASSUME` has them.
+        file: the study file, for commands that are printed.
+        whole: as if nothing had run yet.
+    """
     study = grid.study
-    a = ASSUMPTIONS
-    N = parameters(study)
-    pool = rows_or(study.safety_pool, 30_000)
-    instruct = study.instruct_size or rows_or(study.instruct, 200_000)
-    prompts = study.evaluation.limit or (140 if study.sandbox else 330)
-    answers = prompts * study.evaluation.samples_per_prompt
+    node = node or node_of(study.sandbox, os.environ)
+    book = Book(parse_changes(os.environ.get("PLAN_ASSUME", "") if assume is None else assume))
+    if node.here and ranks is not None:
+        trainer, ranks = choose_trainer(), all_ranks(ranks)
+    else:
+        trainer, recorded = recorded_setup(grid)
+        ranks = max(recorded, node.n_gpus if node.gpu else 1)
+    jobs = make_jobs(grid, trainer, ranks, missing_ok=True)
+    waiting = list(jobs) if whole else to_run(jobs, job_states(grid, jobs))
+    processes = make_processes(jobs, waiting, node.machine)
+    calibration = find_calibration(study, node) if node.here else None
+    shapes = shape_of(study, book), SHAPES["sandbox"] if study.sandbox else SHAPES[FALLBACK_SHAPE]
+    counter = Costs(grid, jobs, *shapes, book, node.gpu, ranks, calibration.rates if calibration else {})
+    ratios = counter.ratios(read_times(grid.folder))
+    costs = {name: counter.cost(process, ratios) for name, process in processes.items()}
+    book.purpose("every process")
+    kind = "" if node.gpu else "core_"
+    per_process = calibration.process.wall_sec if calibration else book[f"{kind}process_sec"]
+    book.purpose("the study")
+    overhead = calibration.study.wall_sec if calibration else book[f"{kind}study_sec"]
+    book.check()
+    schedule = simulate(tasks_of(processes, costs, node, per_process), node.limits)
+    return Parts(
+        *(grid, node, book, shapes[0], jobs, waiting, processes, costs, schedule, counter, overhead, calibration, file)
+    )
 
-    def training(rows: float, block: Any) -> float:
-        if study.sandbox:
-            return a["sandbox_training_start_sec"] + rows * block.epochs / a["sandbox_training_rows_per_sec"]
-        operations = (8 if block.gradient_checkpointing else 6) * N * rows * block.epochs * a["tokens_per_row"]
-        return a["start_sec"] + operations / (a["gpu_operations_per_sec"] * a["training_utilisation"])
 
-    def reading(rows: float) -> float:
-        if study.sandbox:
-            return a["sandbox_evaluation_sec"]
-        operations = 2 * N * rows * a["tokens_per_row"]
-        return a["start_sec"] + operations / (a["gpu_operations_per_sec"] * a["reading_utilisation"])
+def tasks_of(processes: Mapping[str, Process], costs: Mapping[str, Cost], node: Node, per_process: float) -> list[Task]:
+    """The processes as the scheduler sees them: training goes first (workflow/Snakefile)."""
+    return [
+        Task(
+            name,
+            costs[name].seconds + per_process,
+            process.needs,
+            node.holds(process.gpus),
+            TRAINING_FIRST if process.stage in TRAINING_STAGES else OTHERS,
+        )
+        for name, process in processes.items()
+    ]
 
-    def generating(rows: float, new_tokens: int) -> float:
-        if study.sandbox:
-            return a["sandbox_evaluation_sec"]
-        return a["start_sec"] + rows * new_tokens / (a["generation_tokens_per_sec_7b"] * 6.7e9 / N)
 
-    jobs = make_jobs(grid, *recorded_setup(grid), missing_ok=True)
-    states = job_states(grid, jobs)
-    waiting = set(to_run(jobs, states))
-
-    mean_alignment = sum(
-        instruct + (pool if x.subset == "full" else 0 if x.subset == "none" else x.size) for x in grid.alignments
-    ) / len(grid.alignments)
-    task_rows = sum(rows_or(task.train, 1000) for task in study.tasks.values()) / len(study.tasks)
-    guesses = {
-        "representations": reading(pool),
-        "select": 10.0,
-        "mix": 5.0,
-        "align": training(mean_alignment, study.alignment),
-        "fine_tune": training(task_rows, study.fine_tuning),
-        "safety_answers": generating(answers, study.evaluation.max_new_tokens),
-        "harmfulness": reading(answers),
-        "over_refusal": generating(250, study.evaluation.max_new_tokens),
-        "utility": generating(400, max(task.utility.max_new_tokens for task in study.tasks.values())),
-    }
+def stages_of(parts: Parts) -> list[Stage]:
+    """Every kind of process of the study, in the order in which they begin."""
+    whole = make_processes(parts.jobs, list(parts.jobs), parts.node.machine)
+    kinds = dict.fromkeys(process.stage for process in (*whole.values(), *parts.processes.values()))
     stages = []
-    for name in dict.fromkeys(job.stage for job in jobs.values()):
-        members = [job.name for job in jobs.values() if job.stage == name]
-        gpus = jobs[members[0]].gpus
-        found = measured(grid, members)
-        source = "assumed" if found is None else f"measured on {found[1]}"
-        seconds = guesses.get(name, reading(answers)) if found is None else found[0]
-        n_done = len(members) - len(waiting.intersection(members))
-        stages.append(Stage(name, len(members), n_done, seconds, source, gpus))
+    for kind in kinds:
+        run = [name for name, process in parts.processes.items() if process.stage == kind]
+        n_total = max(sum(process.stage == kind for process in whole.values()), len(run))
+        shown = [parts.costs[name] for name in run]
+        if not run:
+            ratios = parts.counter.ratios(read_times(parts.grid.folder))
+            shown = [parts.counter.cost(process, ratios) for process in whole.values() if process.stage == kind]
+        longest = max(shown, key=lambda cost: cost.seconds)
+        cpu = [parts.costs[name].cpu_sec for name in run]
+        stages.append(
+            Stage(
+                kind,
+                n_total,
+                n_total - len(run),
+                sum(cost.seconds for cost in shown) / len(shown),
+                sum(parts.costs[name].seconds for name in run),
+                None if None in cpu else sum(value for value in cpu if value is not None),
+                sum(map(parts.gpu_seconds, run)) / 3600,
+                longest.source,
+                ("up to " if len({cost.basis for cost in shown}) > 1 else "") + longest.basis,
+                next(process.gpus for process in (*parts.processes.values(), *whole.values()) if process.stage == kind),
+            )
+        )
     return stages
 
 
-def make_plan(grid: Grid, n_gpus: int = 4) -> dict[str, Any]:
-    """The plan as one JSON-able object; hours are wall-clock with all GPUs busy (on a CPU one job after the other)."""
-    study = grid.study
-    stages = plan_stages(grid)
-    N = parameters(study)
-    n_checkpoints = len(grid.alignments) + len(grid.cells)
-    todo = {stage.stage: stage.n_run for stage in stages}
-    prompts = study.evaluation.limit or (140 if study.sandbox else 330)
-    answers = todo["harmfulness"] * prompts * study.evaluation.samples_per_prompt
-    pool = rows_or(study.safety_pool, 30_000)
-    width = 128 if study.sandbox else 4096
-    n_jobs = 1 if study.sandbox else n_gpus
-    wall = {stage.stage: stage.seconds(n_jobs) for stage in stages}
-    gpu_seconds = sum(wall[stage.stage] * n_jobs for stage in stages if stage.gpus != "none")
+def plan_stages(grid: Grid, node: Node | None = None) -> list[Stage]:
+    """Every kind of process of the study."""
+    return stages_of(plan_parts(grid, node))
+
+
+def make_plan(
+    grid: Grid, node: Node | None = None, ranks: int | None = None, assume: str | None = None
+) -> dict[str, Any]:
+    """The plan as one JSON-able object."""
+    return describe(plan_parts(grid, node, ranks, assume))
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """The plan as one JSON-able object: every number with its source, every assumption with what rests on it."""
+    study, schedule, node = parts.grid.study, parts.schedule, parts.node
+    stages = stages_of(parts)
+    evaluation = study.evaluation
+    prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
+    judged = sum(parts.jobs[name].stage == "harmfulness" for name in parts.waiting)
+    answers = round(judged * prompts * evaluation.samples_per_prompt)
+    wall = schedule.wall_sec + (parts.overhead_sec if parts.waiting else 0.0)
+    cpu = [stage.cpu_sec for stage in stages]
+    if parts.waiting and parts.calibration:
+        cpu += [len(parts.processes) * parts.calibration.process.cpu_sec, parts.calibration.study.cpu_sec]
+    gpu_hours = sum(stage.gpu_hours for stage in stages)
+    disk = disk_of(parts)
     return {
         "study": study.name,
-        "cells": len(grid.cells),
-        "alignments": len(grid.alignments),
-        "stages": [{**asdict(s), "n_run": s.n_run, "wall_sec": round(wall[s.stage], 1)} for s in stages],
+        "cells": len(parts.grid.cells),
+        "alignments": len(parts.grid.alignments),
+        "node": node.name,
+        "node_from": node.why,
+        "n_gpus": node.n_gpus,
+        "stages": [{**asdict(s), "n_run": s.n_run} for s in stages],
+        "jobs_to_run": parts.waiting,
+        "run": list(parts.processes),
         "stages_to_run": sum(stage.n_run for stage in stages),
         "stages_to_reuse": sum(stage.n_reuse for stage in stages),
-        "gpu_hours": 0.0 if study.sandbox else round(gpu_seconds / 3600, 2),
-        "wall_hours_one_job_at_a_time": round(sum(wall.values()) / 3600, 2),
-        "checkpoint_bytes": int(n_checkpoints * N * (4 if study.sandbox else ASSUMPTIONS["bytes_per_parameter"])),
-        "representation_bytes": int((pool + 1000 * len(study.tasks)) * width * (4 if study.dtype == "float32" else 2)),
-        "judge_calls": answers * (1 + len(study.evaluation.judges)),
-        "judge_tokens": answers * (1 + len(study.evaluation.judges)) * (study.evaluation.max_new_tokens + 100),
-        "assumptions": ASSUMPTIONS,
-        "parameters": N,
+        "gpu_hours": round(gpu_hours, 2),
+        "gpu_hours_booked": round(wall * node.n_gpus / 3600, 2),
+        "cpu_sec": None if None in cpu else round(sum(value for value in cpu if value is not None), 1),
+        "wall_sec": round(wall, 1),
+        "wall_hours": round(wall / 3600, 3),
+        "critical_path_sec": round(schedule.critical_sec, 1),
+        "critical_path": list(schedule.critical),
+        **disk,
+        "judge_calls": answers * (1 + len(evaluation.judges)),
+        "judge_tokens": answers * (1 + len(evaluation.judges)) * (evaluation.max_new_tokens + 100),
+        "assumptions": parts.book.for_json(),
+        "calibration": parts.calibration.described if parts.calibration else None,
+        "parameters": parts.shape.n_parameters(),
     }
 
 
-def plan_text(plan: dict[str, Any], n_gpus: int) -> str:
+def disk_of(parts: Parts) -> dict[str, int]:
+    """Bytes of weights, at the most and at the end, and of representations."""
+    study, counter = parts.grid.study, parts.counter
+    parts.book.purpose("disk")
+    float32 = study.dtype == "float32"
+    home = {name: process for process, one in parts.processes.items() for name in one.jobs}
+    keep = getattr(study, "keep", "all")
+    largest, last = peak(held_by(counter, parts.schedule, home, parts.waiting, keep, float32))
+    rows = sum(counter.rows_of(job).rows for job in parts.jobs.values() if job.stage == "representations")
+    representations = int(rows * parts.shape.hidden * (4 if float32 else 2))
+    return {
+        "peak_disk_bytes": int(largest) + representations,
+        "checkpoint_bytes": int(last),
+        "representation_bytes": representations,
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
     """The plan for people."""
-    head = f"{plan['study']}: {plan['cells']} cells, {plan['alignments']} alignments"
-    lines = [head, "", f"{'stage':<18}{'total':>7}{'reuse':>7}{'run':>7}{'sec each':>10}  from"]
+    lines = [f"{plan['study']}: {plan['cells']} cells, {plan['alignments']} alignments on {plan['node']}"]
+    lines += [f"({plan['node_from']})", ""]
+    on_gpu = plan["n_gpus"] > 0
+    unit = "GPU-h" if on_gpu else "core-sec"
+    lines.append(f"{'stage':<16}{'total':>6}{'reuse':>6}{'run':>6}{'sec each':>10}{unit:>10}  from         the longest")
     for row in plan["stages"]:
+        used = row["gpu_hours"] if on_gpu else row["cpu_sec"] if row["cpu_sec"] is not None else float("nan")
         lines.append(
-            f"{row['stage']:<18}{row['n_total']:>7}{row['n_reuse']:>7}{row['n_run']:>7}"
-            f"{row['seconds_each']:>10.0f}  {row['source']}"
+            f"{row['stage']:<16}{row['n_total']:>6}{row['n_reuse']:>6}{row['n_run']:>6}{row['seconds_each']:>10,.0f}"
+            f"{used:>10,.1f}  {row['source']:<13}{row['basis']}"
         )
-    wall = plan["wall_hours_one_job_at_a_time"]
+    path = Counter(name.partition(".")[0] for name in plan["critical_path"])
+    chain = ", ".join(f"{stage} x {n}" if n > 1 else stage for stage, n in path.items())
+    lines += ["", f"to run {plan['stages_to_run']}, to reuse {plan['stages_to_reuse']}"]
+    lines.append(
+        f"wall time {_duration(plan['wall_sec'])}; no machine is faster than {_duration(plan['critical_path_sec'])} "
+        f"({chain or 'nothing to run'})"
+    )
+    if on_gpu:
+        lines.append(f"GPU-hours {plan['gpu_hours']:,.1f} held by jobs, {plan['gpu_hours_booked']:,.1f} booked")
+    elif plan["cpu_sec"] is not None:
+        lines.append(f"processor time {plan['cpu_sec']:,.0f} s")
     lines += [
-        "",
-        f"to run {plan['stages_to_run']}, to reuse {plan['stages_to_reuse']}",
-        f"GPU-hours {plan['gpu_hours']:.1f}; about {wall:.1f} h of wall time"
-        + (f" on {n_gpus} GPUs" if plan["gpu_hours"] else " on one core"),
-        f"disk: checkpoints {plan['checkpoint_bytes'] / 2**30:.1f} GiB, "
-        f"representations {plan['representation_bytes'] / 2**30:.2f} GiB",
+        f"disk: {plan['peak_disk_bytes'] / 2**30:,.1f} GiB at the most, {plan['checkpoint_bytes'] / 2**30:,.1f} GiB of "
+        f"weights in the end, {plan['representation_bytes'] / 2**30:,.2f} GiB of representations",
         f"judge: {plan['judge_calls']} calls, about {plan['judge_tokens'] / 1e6:.1f} M tokens",
     ]
-    if any(row["source"] == "assumed" for row in plan["stages"]):
-        lines.append("assumptions: " + ", ".join(f"{name} {value:g}" for name, value in plan["assumptions"].items()))
+    if plan["calibration"]:
+        lines.append(f"calibrated: {plan['calibration']}")
+    if plan["assumptions"]:
+        lines += ["", "assumptions, and what rests on each (PLAN_ASSUME=name=value,... replaces them):"]
+        for name, row in plan["assumptions"].items():
+            value = f"{row['value']:,.6g} {row['unit']}".strip()
+            lines.append(f"  {name:<28}{value:<34}{', '.join(row['used_for'])}: {row['source']}")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from guardrail.core.steps import DONE, FAILED, LEFT_OUT, STARTED, Status, Step, 
 from guardrail.study.environment import stage_environment
 from guardrail.study.jobs import Job
 from guardrail.study.leases import CPU_MACHINE, Machine, devices_of
+from guardrail.study.planning.times import note_process
 from guardrail.study.processes import Process, single
 from guardrail.study.records import (
     clear_failure,
@@ -256,6 +258,12 @@ class Run:
         return f"{self.process.title}: {len(told)} of {len(self.process.jobs)} are not done; {told[0]}"
 
 
+def processor_seconds() -> float:
+    """Processor time, user and system, of every process that this one has started and that has ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def run_process(
     root: Path,
     jobs: dict[str, Job],
@@ -268,9 +276,10 @@ def run_process(
 
     Raises ``UserError`` when one of them, or what it needs, failed.
     """
-    started = time.time()
+    started, cpu_before = time.time(), processor_seconds()
     run_now = Run(root, jobs, process)
-    if run_now.pending:
+    begun = tuple(run_now.pending)
+    if begun:
         wanted = "none" if all(job.gpus == "none" for job in run_now.pending.values()) else process.gpus
         with devices_of(dataclasses.replace(process, gpus=wanted), machine, ranks, shell) as devices:
             started = time.time()  # waiting for a GPU is not the job's time
@@ -286,6 +295,9 @@ def run_process(
                     run_now.fail_all("it was not run")
     if told := run_now.error():
         raise UserError(told)
+    if begun:
+        seconds = {"wall_sec": round(time.time() - started, 3), "cpu_sec": round(processor_seconds() - cpu_before, 3)}
+        note_process(root, dataclasses.replace(process, jobs=begun), seconds)
     return {"process": process.name, "seconds": round(time.time() - started, 1)}
 
 

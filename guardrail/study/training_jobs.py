@@ -32,6 +32,7 @@ def training_variables(training: Training) -> dict[str, Any]:
         "DS_CONFIG": training.ds_cfgs,
         "BF16": training.bf16,
         "GRADIENT_CHECKPOINTING": training.gradient_checkpointing,
+        "BATCHING": training.batching,
     }
 
 

@@ -10,60 +10,130 @@ import pytest
 import yaml
 from toys import REPOSITORY
 
+from guardrail.core.errors import UserError
 from guardrail.study.config import SUBSETS, Study, load_study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import job_states
 from guardrail.study.leases import Machine
-from guardrail.study.plan import make_plan, parameters, plan_stages, plan_text
-from guardrail.study.processes import make_processes
+from guardrail.study.plan import make_plan, parameters, plan_parts, plan_stages, plan_text
+from guardrail.study.planning.devices import kind
+from guardrail.study.planning.node import Node
+from guardrail.study.planning.times import note_process
+from guardrail.study.planning.volumes import padding
+from guardrail.study.processes import make_processes, single
 from guardrail.study.schedule import OUR_TRAINER, to_run, write_schedule
 
 from .fake_study import FAKE_SECONDS, finish, study, write_data
 
+CPU = Node(None, 0, 2, here=True)
 STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
+
+
+PAPER = REPOSITORY / "configs/studies/paper_llama2_7b.yaml"
+
+
+def on(kind_of_gpu: str, n: int) -> Node:
+    return Node(kind(kind_of_gpu), n, n + 2)
 
 
 def test_a_new_study_reuses_nothing_and_counts_every_stage(tmp_path):
     write_data(Grid(study(tmp_path), tmp_path), tmp_path)
     grid = Grid(study(tmp_path, name="other"), tmp_path)
-    plan = make_plan(grid)
+    plan = make_plan(grid, CPU)
     stages = {row["stage"]: row for row in plan["stages"]}
     # 2 tasks x 3 subsets x 3 seeds; random is shared between tasks: (2 x 2 + 1) x 3 alignments; +1 base model.
     assert (plan["cells"], plan["alignments"]) == (18, 15)
     assert stages["align"]["n_run"] == 15 and stages["fine_tune"]["n_run"] == 18
-    assert stages["harmfulness"]["n_run"] == 15 + 18 + 1
+    assert sum(name.startswith("safety_answers.") for name in plan["jobs_to_run"]) == 15 + 18 + 1
+    assert stages["evaluate"]["n_run"] < 15 + 18 + 1  # without GPUs checkpoints share processes
     # base: 2 tasks; high and low: their own task (12); random: both (3 x 2); cells: one each (18)
-    assert stages["utility"]["n_total"] == 2 + 12 + 6 + 18
+    assert sum(name.startswith("utility.") for name in plan["jobs_to_run"]) == 2 + 12 + 6 + 18
     assert plan["stages_to_reuse"] == 0
-    assert plan["judge_calls"] == 34 * 330
+    assert plan["judge_calls"] == 34 * 300  # the bench is not there yet: as long as most
 
 
-def test_finished_stages_are_reused_and_their_times_are_used(tmp_path):
+def test_finished_processes_are_reused_and_their_times_are_used(tmp_path):
     grid = Grid(study(tmp_path), tmp_path)
     write_data(grid, tmp_path)
     finish(grid, skip=("list__list_low_sim_20",))
-    stages = {stage.stage: stage for stage in plan_stages(grid)}
+    jobs = make_jobs(grid, OUR_TRAINER)
+    for name in [name for name, job in jobs.items() if job.stage == "fine_tune"][:15]:
+        note_process(grid.folder, single(jobs[name]), {"wall_sec": FAKE_SECONDS, "cpu_sec": 2 * FAKE_SECONDS})
+    with open(grid.folder / "processes.jsonl", "a") as handle:
+        handle.write('{"process": "fine_tune.half-wri')  # killed meanwhile
+    stages = {stage.stage: stage for stage in plan_stages(grid, CPU)}
     tuning = stages["fine_tune"]
     assert (tuning.n_run, tuning.n_reuse) == (3, 15)
-    assert tuning.source == "measured on 15" and tuning.seconds(4) == 3 * FAKE_SECONDS
-    assert stages["align"].n_run == 0
+    assert tuning.source == "measured on 15" and tuning.seconds == pytest.approx(3 * FAKE_SECONDS)
+    assert tuning.cpu_sec == pytest.approx(6 * FAKE_SECONDS)
+    assert stages["align"].n_run == 0 and stages["evaluate"].source == "assumed"
 
 
-def test_assumed_gpu_time_shrinks_with_gpus_and_gpu_hours_do_not(tmp_path):
-    grid = Grid(load_study(REPOSITORY / "configs/studies/paper_llama2_7b.yaml"), tmp_path)
-    one, four = make_plan(grid, 1), make_plan(grid, 4)
-    assert one["gpu_hours"] == pytest.approx(four["gpu_hours"], rel=1e-3)
-    assert one["wall_hours_one_job_at_a_time"] > 3 * four["wall_hours_one_job_at_a_time"]
-    assert parameters(grid.study) == pytest.approx(6.7e9)
+def test_gpu_hours_follow_from_operations_by_hand(tmp_path):
+    """Rows x padded tokens x 8 N over what a GPU makes of its peak, for the alignments without safety rows; attention
+    and the saved logits of short answers are some per cent."""
+    parts = plan_parts(Grid(load_study(PAPER), tmp_path), on("h100", 4))
+    cost = parts.costs["align.none.seed42"]
+    N = 6738415616
+    assert parameters(parts.grid.study) == parts.shape.n_parameters() == N
+    tokens = 1375 * padding(8, 0.6)
+    by_hand = 207_865 * tokens * 8 * N / (4 * 989e12 * 0.37)
+    assert cost.work_sec == pytest.approx(by_hand, rel=0.06)
+    assert "8N" in cost.basis and f"{tokens:,.0f} tokens" in cost.basis
+    assert parts.gpu_seconds("align.none.seed42") == 4 * cost.seconds
+
+
+def test_more_gpus_are_faster_and_cost_about_the_same(tmp_path):
+    grid = Grid(load_study(PAPER, {"seeds": [1], "subsets": ["high", "low"]}), tmp_path)
+    two, eight = make_plan(grid, on("a100-80gb", 2)), make_plan(grid, on("a100-80gb", 8))
+    assert two["wall_sec"] > 3.5 * eight["wall_sec"]
+    assert two["gpu_hours"] == pytest.approx(eight["gpu_hours"], rel=0.05)
+    assert eight["gpu_hours"] <= eight["gpu_hours_booked"] and eight["critical_path_sec"] < eight["wall_sec"]
+
+
+def test_designs_cost_what_they_train(tmp_path):
+    """Replayed instructions instead of all of them; adapters need no gradients of the weights, and less disk."""
+    small = {"seeds": [1], "subsets": ["high", "low"], "subset_sizes": [1000], "keep": "all"}
+    plans = {
+        design: make_plan(Grid(load_study(PAPER, {**small, "designs": [design]}), tmp_path), on("h100", 4))
+        for design in ("mixed", "continued", "adapter+lora")
+    }
+    hours = {design: {row["stage"]: row["gpu_hours"] for row in plan["stages"]} for design, plan in plans.items()}
+    assert hours["mixed"]["align"] > 20 * hours["continued"]["align"] > 20 * hours["adapter+lora"]["align"]
+    assert hours["continued"]["fine_tune"] > 1.1 * hours["adapter+lora"]["fine_tune"]
+    assert plans["adapter+lora"]["checkpoint_bytes"] < plans["continued"]["checkpoint_bytes"] / 100
+
+
+def test_what_is_not_kept_is_not_on_disk_in_the_end(tmp_path):
+    peaks = {}
+    for keep in ("all", "aligned", "none"):
+        plan = make_plan(Grid(load_study(PAPER, {"seeds": [1], "keep": keep}), tmp_path), on("h100", 4))
+        peaks[keep] = (plan["peak_disk_bytes"], plan["checkpoint_bytes"])
+    assert peaks["none"][1] == 0 < peaks["aligned"][1] < peaks["all"][1]
+    assert peaks["none"][0] <= peaks["aligned"][0] <= peaks["all"][0]
+
+
+def test_every_assumption_stands_beside_what_rests_on_it(tmp_path):
+    plan = make_plan(Grid(load_study(PAPER), tmp_path), on("h100", 4))
+    stages = {row["stage"] for row in plan["stages"]}
+    text = plan_text(plan)
+    for name, row in plan["assumptions"].items():
+        assert row["used_for"] and row["source"] and f"  {name} " in text
+    assert plan["assumptions"]["training_utilisation"]["used_for"] == ["align", "fine_tune"]
+    assert "training_utilisation" in plan["assumptions"] and "evaluate" in stages
+    cheaper = make_plan(Grid(load_study(PAPER), tmp_path), on("h100", 4), assume="training_utilisation=0.74")
+    assert cheaper["gpu_hours"] < 0.6 * plan["gpu_hours"]
+    with pytest.raises(UserError, match="did you mean 'training_utilisation'"):
+        make_plan(Grid(load_study(PAPER), tmp_path), on("h100", 4), assume="training_utilization=0.5")
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_shipped_study_is_planned(file, tmp_path):
     plan = make_plan(Grid(load_study(file), tmp_path))
     assert plan["cells"] > 0 and plan["stages_to_run"] > plan["cells"]
-    text = plan_text(plan, 4)
-    assert "assumptions:" in text and "judge:" in text
+    text = plan_text(plan)
+    assert "assumptions, " in text and "judge:" in text
 
 
 def test_shipped_full_study_has_all_controls_and_seeds():

@@ -1,0 +1,292 @@
+"""Seconds of one process: what its jobs have to do, on this machine or on an assumed GPU.
+
+A process is a start (imports, weights, launcher) and work. Work is counted from the shapes (`guardrail.bench.flops`)
+and the volumes, and divided by what the device makes of its peak. Three sources, the best that there is:
+
+* ``measured``: processes of this kind that this study has finished, whatever their keys; their median ratio to the
+  count carries over to the others, so that long rows and short rows keep their proportion;
+* ``calibrated``: start and rate that `--calibrate` measured on this machine;
+* ``assumed``: `guardrail.study.planning.assumptions` and the table of devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from guardrail.bench.flops import reading_flops, training_flops
+from guardrail.bench.shapes import Shape
+from guardrail.study.config import Source
+from guardrail.study.grid import Grid, utility_file
+from guardrail.study.jobs import Job
+from guardrail.study.planning.assumptions import Book
+from guardrail.study.planning.devices import Gpu
+from guardrail.study.planning.times import Process, Time
+from guardrail.study.planning.volumes import Volume, bench_prompts, join, padding, volume
+
+TRAINING_STAGES = ("align", "fine_tune")
+NO_WORK = ("select",)  # counted as a constant
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What was measured for a kind of process: seconds of a start, and seconds per counted second of work; of wall
+    clock and of cores."""
+
+    start_sec: float
+    factor: float
+    cpu_start_sec: float
+    cpu_factor: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One process: ``seconds`` while it holds its GPUs (or its core), of these ``work_sec`` that grow with the work;
+    ``cpu_sec`` of processor time (None on a GPU machine); what they rest on."""
+
+    seconds: float
+    work_sec: float
+    cpu_sec: float | None
+    source: str
+    basis: str
+
+
+@dataclass
+class Costs:
+    """The costs of every job of a study on one machine.
+
+    Args:
+        gpu: the kind of GPU, None for a CPU machine.
+        ranks: processes of a training job (GPUs on a GPU machine).
+        rates: stage -> calibrated rate.
+    """
+
+    grid: Grid
+    jobs: Mapping[str, Job]
+    shape: Shape
+    moderation: Shape
+    book: Book
+    gpu: Gpu | None
+    ranks: int = 1
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    counted: dict[str, tuple[float, float, str]] = field(default_factory=dict)
+
+    # ---- what a job has to do, in seconds of an assumed device
+
+    def count(self, job: Job) -> tuple[float, float, str]:
+        """(start, work, in words) of a job under the assumptions."""
+        if job.name not in self.counted:
+            self.book.purpose(job.stage)
+            starts, works, words = [], [], []
+            for product in job.products:
+                start, work, text = self._part(job, product.key.parts["stage"], product.key.parts["options"], product)
+                starts.append(start)
+                works.append(work)
+                words.append(text)
+            # one process: its start is that of its heaviest part
+            text = " + ".join(dict.fromkeys(filter(None, words)))
+            work = max(works) if job.stage in NO_WORK else sum(works)
+            self.counted[job.name] = (max(starts), work, text)
+        return self.counted[job.name]
+
+    def _part(self, job: Job, stage: str, options: dict[str, Any], product: Any) -> tuple[float, float, str]:
+        if stage in TRAINING_STAGES:
+            return self._train(job, options)
+        evaluation = self.grid.study.evaluation
+        if stage == "representations":
+            return self._read(self.rows_of(job), self.shape, "rows read")
+        if stage == "select":
+            return self._start(None), (self.book["select_sec"] if self.gpu else 1.0), "cosines"
+        if stage == "mix":
+            rows = self._mixed(options).rows
+            kind = "" if self.gpu else "core_"
+            start, rate = self.book[f"{kind}mix_start_sec"], self.book[f"{kind}mix_rows_per_sec"]
+            return start, rows / rate, f"{rows:,.0f} rows mixed"
+        if stage == "safety_answers":
+            prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
+            return self._generate(prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
+        if stage == "over_refusal":
+            prompts = bench_prompts(
+                str(evaluation.over_refusal_bench), evaluation.over_refusal_bench_data, evaluation.limit
+            )
+            return self._generate(prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
+        if stage == "utility":
+            return self._utility(product, options)
+        return self._judge(job, stage, options)
+
+    def _start(self, shape: Shape | None) -> float:
+        """A process that loads a model (or none)."""
+        if self.gpu is None:
+            return self.book["core_start_sec"]
+        load = 0.0 if shape is None else 2 * shape.n_parameters() / self.book["load_bytes_per_sec"]
+        return self.book["import_sec"] + load
+
+    def _read(self, rows: Volume, shape: Shape, what: str, head: str = "none") -> tuple[float, float, str]:
+        operations = reading_flops(shape, 1, max(1, round(rows.tokens)), head=head).hardware * rows.rows
+        if self.gpu is None:
+            rate = self.book["core_operations_per_sec"]
+        else:
+            peak = self.book.note(
+                "gpu_operations_per_sec", self.gpu.operations_per_sec, "1/s", f"{self.gpu.name}, peak"
+            )
+            rate = peak * self.book["reading_utilisation"]
+        return self._start(shape), operations / rate, f"{rows.rows:,.0f} {what} x {rows.tokens:,.0f} tokens"
+
+    def _generate(self, answers: float, max_new_tokens: int) -> tuple[float, float, str]:
+        tokens = max_new_tokens * self.book["answer_tokens_fraction"]
+        batches = math.ceil(answers / self.book["decode_batch_rows"])
+        if self.gpu is None:
+            step = self.book["core_decode_step_sec"]
+        else:
+            weights = 2 * self.shape.n_parameters() / self.gpu.memory_bytes_per_sec
+            step = max(self.book["decode_step_sec"] * self.shape.layers / 32, weights)
+        return self._start(self.shape), batches * tokens * step, f"{answers:,.0f} answers x {tokens:,.0f} tokens"
+
+    def _utility(self, product: Any, options: dict[str, Any]) -> tuple[float, float, str]:
+        tasks = self.grid.study.tasks
+        task = next((t for t in tasks if any(file.endswith(utility_file(t)) for file in product.files)), None)
+        utility = tasks[task or next(iter(tasks))].utility
+        rows = volume(Source(utility.source, utility.split), self.book, tests=True)
+        if options.get("limit"):
+            rows = rows.with_rows(min(rows.rows, options["limit"]))
+        start, work, text = self._generate(rows.rows, options["max_new_tokens"])
+        _, reading, _ = self._read(rows, self.shape, "")
+        return start, work + reading, f"{text} and their loss"
+
+    def _judge(self, job: Job, stage: str, options: dict[str, Any]) -> tuple[float, float, str]:
+        evaluation = self.grid.study.evaluation
+        prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
+        answers = prompts * evaluation.samples_per_prompt
+        if job.gpus == "none" and stage != "harmfulness":  # a server judges: bound by it, not by this machine
+            return self._start(None), answers * self.book.note("server_sec", 1.0, "s per call", "assumed"), "calls"
+        longest = options.get("max_length") or evaluation.moderation_max_length
+        answer = evaluation.max_new_tokens * self.book["answer_tokens_fraction"]
+        rows = Volume(answers, min(longest, 80 + answer), 0.5, "answers")
+        return self._read(rows, self.moderation, "answers judged", head="labels")
+
+    def _mixed(self, options: dict[str, Any]) -> Volume:
+        """Rows of one alignment: instructions (all, or replayed ones) and the subset."""
+        study = self.grid.study
+        instruct = volume(study.instruct, self.book)
+        if options.get("instruct_size"):
+            instruct = instruct.with_rows(min(instruct.rows, options["instruct_size"]))
+        pool = volume(study.safety_pool, self.book)
+        sim, size = options["sim"], options.get("size") or 0
+        taken = 0.0 if sim == "none" else pool.rows if sim == "full" or not size else min(size, pool.rows)
+        replay = options.get("replay_fraction")
+        if replay is not None:  # `guardrail.data.mix.replayed`
+            drawn = size / (1 - replay) if sim == "none" else taken * replay / (1 - replay)
+            instruct = instruct.with_rows(min(instruct.rows, drawn))
+        return join([instruct, pool.with_rows(taken)])
+
+    def rows_of(self, job: Job) -> Volume:
+        """The rows that a job reads: of its mixture, or of the source that it is named after."""
+        if job.stage == "representations":
+            name = job.name.partition(".")[2]
+            study = self.grid.study
+            return volume(study.safety_pool if name == "safety_pool" else study.tasks[name].train, self.book)
+        for need in job.needs:
+            for product in self.jobs[need].products:
+                if product.key.parts["stage"] == "mix":
+                    return self._mixed(product.key.parts["options"])
+        return volume(Source(job.variables["DATASET"], job.variables.get("SPLIT") or None), self.book)
+
+    def _train(self, job: Job, options: dict[str, Any]) -> tuple[float, float, str]:
+        """Optimizer steps: arithmetic or the exchange of weights and gradients, whichever is slower, and the update."""
+        book, rows = self.book, self.rows_of(job)
+        batch, ranks = options["per_device_train_batch_size"], self.ranks
+        pad = 1.0
+        if options.get("batching", "padded") == "padded":
+            pad = padding(batch, round(rows.variation, 2))
+        tokens = min(rows.tokens * pad, options["model_max_length"])
+        n_rows = rows.rows * options["epochs"]
+        steps = math.ceil(n_rows / (batch * ranks * options["gradient_accumulation_steps"]))
+        lora = options.get("use_lora", False)
+        checkpointing = options["gradient_checkpointing"]
+        operations = (
+            n_rows
+            * training_flops(
+                self.shape,
+                1,
+                max(1, round(tokens)),
+                max(1, round(rows.tokens)),
+                gradient_checkpointing=checkpointing,
+                r=options["r"] if lora else None,
+                targets=options["target_modules"] if lora else (),
+            ).hardware
+        )
+        per_n = (4 if lora else 6) + (2 if checkpointing else 0)
+        text = f"{n_rows:,.0f} rows x {tokens:,.0f} tokens (padding {pad:.2f}) x {per_n}N, {steps:,} steps"
+        if self.gpu is None:
+            work = operations / (book["core_operations_per_sec"] * ranks)
+            return book["core_launch_sec"], work, text
+        N = self.shape.n_parameters()
+        trained = self.shape.lora_parameters(options["r"], options["target_modules"]) if lora else N
+        peak = book.note("gpu_operations_per_sec", self.gpu.operations_per_sec, "1/s", f"{self.gpu.name}, peak")
+        share = book.note("training_utilisation", self.gpu.training, "of peak", self.gpu.training_source)
+        arithmetic = operations / (ranks * peak * share)
+        exchange = 0.0
+        if ranks > 1:
+            link = book.note(
+                "link_bytes_per_sec", self.gpu.link_bytes_per_sec, "B/s", f"{self.gpu.name}, one direction"
+            )
+            gathers = 2 if "z3" in options["ds_cfgs"] else 0  # weights, forward and backward
+            moved = (gathers * N + (1 if gathers else 2) * trained) * 2 * (ranks - 1) / ranks
+            exchange = steps * options["gradient_accumulation_steps"] * moved / (link * book["link_utilisation"])
+        # Adam in float32: weight, two moments and the gradient are read, the first three and the bfloat16 copy written
+        update = steps * 30 * trained / ranks / self.gpu.memory_bytes_per_sec
+        saved = 2 * (N if not lora or options.get("save_full_model", True) else trained)
+        start = self._start(self.shape) + book["launch_sec"] + saved / book["save_bytes_per_sec"]
+        return start, max(arithmetic, exchange) + update, text
+
+    # ---- what it will take here
+
+    def work(self, process: Process) -> tuple[float, float, str]:
+        """(start, work, in words) of a process: one start, whatever its jobs, and the work of all of them."""
+        parts = [self.count(self.jobs[name]) for name in process.jobs]
+        texts = list(dict.fromkeys(filter(None, (text for _, _, text in parts))))
+        text = " + ".join(texts[:4]) + (" + ..." if len(texts) > 4 else "")
+        return max(start for start, _, _ in parts), sum(work for _, work, _ in parts), text
+
+    def unmeasured(self, process: Process) -> tuple[float, float, float | None]:
+        """(seconds, of these work, processor seconds) without a look at what has ended."""
+        start, work, _ = self.work(process)
+        rate = self.rates.get(process.stage)
+        if rate is not None:
+            cpu = rate.cpu_start_sec + rate.cpu_factor * work
+            return max(rate.start_sec + rate.factor * work, 0.05), rate.factor * work, cpu
+        seconds = max(start + work, 0.05)
+        ranks = self.ranks if self.jobs[process.jobs[0]].gpus == "all" else 1
+        return seconds, work, seconds * ranks if self.gpu is None else None
+
+    def ratios(self, times: Iterable[Time]) -> dict[str, tuple[float, float, int]]:
+        """Kind of process -> median ratio of what was measured to the count, the same of processor time, how many.
+
+        Only processes whose jobs this study still has count.
+        """
+        found: dict[str, list[tuple[float, float | None]]] = {}
+        for time in times:
+            if time.jobs and all(name in self.jobs for name in time.jobs):
+                seconds, _, cpu = self.unmeasured(time)
+                shown = time.cpu_sec / cpu if time.cpu_sec is not None and cpu else None
+                found.setdefault(time.stage, []).append((time.wall_sec / seconds, shown))
+        out = {}
+        for stage, pairs in found.items():
+            wall = median(ratio for ratio, _ in pairs)
+            cpu_ratios = [ratio for _, ratio in pairs if ratio is not None]
+            out[stage] = (wall, median(cpu_ratios) if cpu_ratios else wall, len(pairs))
+        return out
+
+    def cost(self, process: Process, ratios: Mapping[str, tuple[float, float, int]]) -> Cost:
+        """The cost of one process; ``ratios`` are those of processes that have ended."""
+        seconds, work, cpu = self.unmeasured(process)
+        _, _, basis = self.work(process)
+        if process.stage in ratios:
+            wall_ratio, cpu_ratio, n = ratios[process.stage]
+            cpu = None if cpu is None else cpu * cpu_ratio
+            return Cost(seconds * wall_ratio, work * wall_ratio, cpu, f"measured on {n}", basis)
+        source = "calibrated" if process.stage in self.rates else "assumed"
+        return Cost(seconds, work, cpu, source, basis)
