@@ -86,9 +86,9 @@ def test_a_new_commit_on_the_hub_changes_the_keys_of_what_reads_it(hub, study, t
 
 
 def test_a_gated_name_is_refused_before_anything_runs(hub, study, tmp_path):
-    with Worker({**os.environ, **hub.environment(tmp_path)}) as worker:
-        with pytest.raises(Refused, match=f"{LLAMA} is gated or private: accept its terms at {hub.url}/{LLAMA}"):
-            worker.call(KEYS, str(study), str(tmp_path))
+    line = f"{LLAMA} is gated or private: accept its terms at {hub.url}/{LLAMA}"
+    with Worker({**os.environ, **hub.environment(tmp_path)}) as worker, pytest.raises(Refused, match=line):
+        worker.call(KEYS, str(study), str(tmp_path))
 
 
 @pytest.mark.slow
