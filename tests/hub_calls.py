@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+
+def use_token(token: str) -> None:
+    os.environ["HF_TOKEN"] = token
 
 
 def bench(name: str, data: str | None = None) -> dict[str, Any]:

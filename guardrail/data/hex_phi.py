@@ -9,7 +9,7 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import read_text
 from guardrail.core.hub import cached_commit, hub_error, is_offline, study_commit
 from guardrail.data.parsing import csv_lines
-from guardrail.data.rows import Row
+from guardrail.data.rows import PROMPT_COLUMNS, Row
 
 PATTERN = "category_*.csv"
 CATEGORIES = (
@@ -43,8 +43,10 @@ def read_category(file: Path) -> list[Row]:
     """The prompts of one file with their category. Raises ``UserError`` with the file and line."""
     number = _number(file)
     category = CATEGORIES[number - 1] if 1 <= number <= len(CATEGORIES) else file.stem
-    lines = csv_lines(read_text(file), file)
-    return [{"instruction": line[0], "category": category} for _, line in lines if line[0].strip()]
+    prompts = [line[0] for _, line in csv_lines(read_text(file), file) if line[0].strip()]
+    if prompts and prompts[0].strip() in PROMPT_COLUMNS:  # a copy that was saved with a header; a prompt has more words
+        del prompts[0]
+    return [{"instruction": prompt, "category": category} for prompt in prompts]
 
 
 def read_hub(hub: str, revision: str | None = None, step: str = "") -> list[Row]:

@@ -312,7 +312,6 @@ def _read_hub(source: str, split: str | None, name: str | None, revision: str | 
 
 
 def _commit_read(data: Any) -> str | None:
-    """The commit that the datasets library has read, from the addresses of its files."""
-    addresses = getattr(getattr(data, "info", None), "download_checksums", None) or {}
-    found = (re.search(r"@([0-9a-f]{40})/", str(address)) for address in addresses)
-    return next((match.group(1) for match in found if match), None)
+    """The commit that the datasets library has read: its cache has a folder per commit."""
+    folders = (Path(str(file.get("filename"))).parent.name for file in getattr(data, "cache_files", None) or [])
+    return next((name for name in folders if COMMIT.fullmatch(name)), None)

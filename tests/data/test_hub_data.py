@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hub_data import HEX_PHI_CATEGORIES, PUBLISHED, UPSTREAM_SPLIT, N, publish_data
+from hub_data import HEX_PHI_CATEGORIES, PUBLISHED, UPSTREAM_SPLIT, N, parquet, publish_data
 from hub_server import Cut, HubServer, Status
 from hub_worker import Refused, Worker
 
@@ -123,6 +123,29 @@ def test_every_bench_by_its_name_and_from_a_local_copy(worker, home, bench):
     assert worker.call(BENCH, bench, str(copy))["prompts"] == facts["prompts"]
 
 
+def test_hex_phi_with_all_categories_and_with_headers(worker, tmp_path):
+    """Copies go round with 11 files or 10, and saved with a header line."""
+    for number in range(1, 12):
+        (tmp_path / f"category_{number}.csv").write_text(f'instruction\n"Hide boat {number}, please"\nSell it\n')
+    facts = worker.call(BENCH, "hex-phi", str(tmp_path))
+    assert facts["n_rows"] == 22 and facts["prompts"][-2:] == ["Hide boat 11, please", "Sell it"]
+
+
+def test_the_hubs_own_parquet_conversion_gives_the_same_rows(hub, worker, prepared, home):
+    """The branch `refs/convert/parquet`: a folder per configuration and split, no card."""
+    rows = {split: load_rows(prepared["gsm8k"], split=split) for split in SPLITS["gsm8k"]}
+    files = {
+        f"main/{split}/0000.parquet": parquet([{name: row[name] for name in ("question", "answer")} for row in part])
+        for split, part in rows.items()
+    }
+    branch = "refs/convert/parquet"
+    hub.repos["dataset", "openai/gsm8k"].commit(files, branch)
+    found = worker.call(ROWS, "openai/gsm8k", "test", revision=branch)
+    assert [row["messages"] for row in found] == [row["messages"] for row in rows["test"]]
+    with pytest.raises(Refused, match="'main' not found"):  # the branch has no card, so no configuration of that name
+        worker.call(PREPARE, ["gsm8k", "--revision", branch, "--out", str(home / "converted")])
+
+
 def test_every_bench_of_the_hub_is_here():
     assert {name for name in BENCHES if BENCHES.load(name).hub} == N_PROMPTS.keys()
 
@@ -184,29 +207,32 @@ def test_unknown_names_say_which_there_are(worker):
         worker.call(PREPARE, ["gsm8k", "--revision", "v9"])
 
 
-@pytest.mark.parametrize(
-    "token,line",
-    [
-        (None, r"{name} is gated or private: accept its terms at {page}, then `hf auth login` \(or set HF_TOKEN\)"),
-        ("stranger", r"{name} is gated and your token has no access: ask for access at {page}"),
-        ("bogus", "does not accept your token: run `hf auth login` again"),
-    ],
-)
-def test_a_gate_says_what_to_do(hub, tmp_path, token, line):
-    gated = {"hex_phi": (PREPARE, ["hex_phi", "--out", str(tmp_path / "out")]), "xstest": (BENCH, "xstest")}
-    gated["hex-phi"] = (BENCH, "hex-phi")
-    with Worker({**os.environ, **hub.environment(tmp_path, token)}) as worker:
-        for which, (function, argument) in gated.items():
-            name = "walledai/XSTest" if which == "xstest" else "LLM-Tuning-Safety/HEx-PHI"
-            with pytest.raises(Refused, match=line.format(name=name, page=f"{hub.url}/datasets/{name}")) as caught:
-                worker.call(function, argument)
-            assert str(caught.value).count("`hf auth login`") <= 1
+def test_a_gate_says_what_to_do(hub, tmp_path):
+    lines = {
+        "": r"{name} is gated or private: accept its terms at {page}, then `hf auth login` \(or set HF_TOKEN\)",
+        "stranger": r"{name} is gated and your token has no access: ask for access at {page}",
+        "bogus": "does not accept your token: run `hf auth login` again",
+    }
+    gated = {
+        "hex_phi": (PREPARE, ["hex_phi", "--out", str(tmp_path / "out")]),
+        "xstest": (BENCH, "xstest"),
+        "hex-phi": (BENCH, "hex-phi"),
+    }
+    with Worker({**os.environ, **hub.environment(tmp_path)}) as worker:
+        for token, line in lines.items():
+            worker.call("hub_calls:use_token", token)  # the client reads it at every request
+            for which, (function, argument) in gated.items():
+                name = "walledai/XSTest" if which == "xstest" else "LLM-Tuning-Safety/HEx-PHI"
+                with pytest.raises(Refused, match=line.format(name=name, page=f"{hub.url}/datasets/{name}")) as caught:
+                    worker.call(function, argument)
+                assert str(caught.value).count("`hf auth login`") <= 1
     assert not (tmp_path / "out").exists()
 
 
 def test_offline_reads_what_was_read_before_and_names_the_switch(hub, home, worker, prepared, tmp_path):
     for bench in ("xstest", "hex-phi"):
         worker.call(BENCH, bench)
+    worker.call("hub_calls:mt_bench")
     answered = len(hub.requests)
     with Worker({**os.environ, **hub.environment(home), "HF_HUB_OFFLINE": "true"}) as offline:
         assert offline.call(BENCH, "xstest")["n_rows"] == 5

@@ -17,6 +17,7 @@ pytest.importorskip("sentencepiece")
 from hub_models import BEAVER_DAM, CHAT, LLAMA, publish_models
 
 KEYS = "hub_calls:study_keys"
+long = pytest.mark.skipif(not os.environ.get("GUARDRAIL_LONG_TESTS"), reason="minutes; set GUARDRAIL_LONG_TESTS=1")
 SAMSUM, HEX_PHI = "knkarthick/samsum", "LLM-Tuning-Safety/HEx-PHI"
 STUDY = {
     "name": "toy_hub",
@@ -43,11 +44,14 @@ STUDY = {
 }
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+@pytest.fixture
+def hub():
+    """Data sets, and models of which a schedule needs no more than that they are there."""
     with HubServer() as server:
         publish_data(server)
-        publish_models(server, tmp_path_factory.mktemp("published"))
+        for name in (LLAMA, CHAT, BEAVER_DAM):
+            config = {"config.json": '{"model_type": "llama"}'}
+            server.create("model", name, config, gated="manual" if name == LLAMA else False)
         yield server
 
 
@@ -92,7 +96,10 @@ def test_a_gated_name_is_refused_before_anything_runs(hub, study, tmp_path):
 
 
 @pytest.mark.slow
+@long
 def test_a_whole_study_with_hub_names(hub, study, tmp_path):
+    """Every stage through its script; then once more, with the hub and without."""
+    publish_models(hub, tmp_path / "published")
     shell = {**hub.environment(tmp_path / "home", "granted"), "DEVICE": "cpu"}
     done = finish(study, tmp_path / "outputs", shell=shell)
     assert done["code"] == 0, done["stderr"]
