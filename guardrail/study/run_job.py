@@ -110,7 +110,7 @@ def execute(
         if done == 0:
             ended(Status(step=job.name, state=DONE, wall_sec=time.time() - started))
         return done
-    file = root / MARKERS / "steps" / f"{process.name}.json"
+    file = (root / MARKERS / "steps" / f"{process.name}.json").resolve()
     status = write_steps(file, [step_of(root, job) for job in jobs])
     for job in jobs:  # steps add to their logs, from all ranks
         (root / job.log).parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,6 @@ STAGES = {  # script -> the stages that get its variables
 VIA = {"sft_downstream": "sft", "sft_subset": "sft"}  # the script that passes an exported variable on
 DELIBERATE = {
     ("eval_safety", "PROMPT_STYLE"): "the paper evaluates base models with llama2_base (its command)",
-    ("evaluate", "BENCH"): "the paper's bench, as in eval_safety.sh; the option alone evaluates nothing unasked",
     ("mt_bench", "BACKEND"): "the paper answers MT-Bench with vLLM (its command)",
     ("select_subset", "SIZE"): "the paper's subsets have 1,000 and 5,000 rows",
     ("sft", "BATCH_SIZE"): "the paper's alignment: 8 rows per device on 4 GPUs",

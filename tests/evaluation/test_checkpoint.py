@@ -143,7 +143,7 @@ def test_one_vllm_engine_serves_every_part(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=Engine))
     monkeypatch.setattr(vllm_engine, "require_vllm", lambda: None)
     monkeypatch.setattr(vllm_engine, "check_checkpoint_files", lambda model: None)
-    monkeypatch.setattr(vllm_engine, "resolve_checkpoint", lambda model: model)
+    monkeypatch.setattr(vllm_engine, "local_checkpoint", lambda model: model)
     with kept_loaded():
         engines = [vllm_engine.VLLMBackend("some/model", "float32").engine for _ in range(3)]
         assert len(set(map(id, engines))) == 1 and started == ["some/model"]
