@@ -9,7 +9,8 @@
 #   DEVICE=auto       gpu, cpu, or auto: gpu where `nvidia-smi -L` works and CUDA_VISIBLE_DEVICES hides not all
 #   NUM_PROCESSES=1   processes of one job on a CPU machine
 #   MASTER_PORT=      a free port is found when empty
-#   HOSTFILE=         DeepSpeed hostfile for several nodes
+#   HOSTFILE=         DeepSpeed hostfile for several nodes (`name slots=4` a line): every launcher starts on each of them
+#                     by ssh, in this folder and with this environment (python -m guardrail.core.nodes)
 #   SFT_MODULE=       trainer; default: align-anything's when importable, else this project's
 # Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, SFT_MODULE, `launch`,
 # `launch_processes`, `output_folder`.
@@ -58,13 +59,18 @@ cpu)
     ;;
 esac
 if [[ -n "${HOSTFILE:-}" ]]; then
-    [[ -f "$HOSTFILE" ]] || { echo "error: no such HOSTFILE: $HOSTFILE" >&2 && exit 2; }
+    NUM_PROCESSES="$(python -m guardrail.core.nodes "$HOSTFILE")" # of all nodes
+    HOSTFILE="$(realpath -- "$HOSTFILE")"
     # shellcheck disable=SC2034
-    DEEPSPEED_WHERE=(--hostfile "$HOSTFILE") # --include names one node's GPUs and is left out
+    DEEPSPEED_WHERE=(--hostfile "$HOSTFILE" --no_ssh "--node_rank={node_rank}" "--master_addr={main}")
+    ACCELERATE_WHERE=(--multi_gpu "--gpu_ids={gpus}" "--num_processes={n_processes}" "--main_process_ip={main}"
+        "--num_machines={n_nodes}" "--machine_rank={node_rank}")
+else
+    ACCELERATE_WHERE+=(--num_machines=1)
 fi
 
 MASTER_PORT="${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
-ACCELERATE_WHERE+=("--main_process_port=$MASTER_PORT" --num_machines=1 --mixed_precision=no --dynamo_backend=no)
+ACCELERATE_WHERE+=("--main_process_port=$MASTER_PORT" --mixed_precision=no --dynamo_backend=no)
 
 if [[ -z "${WANDB_API_KEY:-}" ]]; then export WANDB_MODE="${WANDB_MODE:-offline}"; fi
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}" HF_HUB_DISABLE_TELEMETRY=1
@@ -86,8 +92,11 @@ choose_trainer() {
     echo "trainer: $SFT_MODULE ($reason)" >&2
 }
 
-# Run a launcher so that a user error stays one line with exit code 2.
-launch() { python -m guardrail.core.launch "$@"; }
+# Run a launcher, on every node of HOSTFILE, so that a user error stays one line with exit code 2.
+launch() {
+    if [[ -n "${HOSTFILE:-}" ]]; then set -- python -m guardrail.core.nodes "$HOSTFILE" "$@"; fi
+    python -m guardrail.core.launch "$@"
+}
 
 # Run a script on this job's processes: with accelerate when there are several, with plain python when there is one
 # (the same code path after start-up; the launcher costs as much start-up time as the script).

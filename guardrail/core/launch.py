@@ -21,7 +21,9 @@ from guardrail.core.cli import ERROR_FILE_VARIABLE, USER_ERROR_EXIT_CODE
 
 def launch(command: list[str]) -> int:
     """Run ``command``, forward its stderr until a user error is reported, return the exit code."""
-    descriptor, error_file = tempfile.mkstemp(prefix="guardrail-error-")
+    # on several nodes in this folder, which all of them see
+    shared = os.getcwd() if os.environ.get("HOSTFILE") else None
+    descriptor, error_file = tempfile.mkstemp(prefix="guardrail-error-", dir=shared)
     os.close(descriptor)
     try:
         child = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, ERROR_FILE_VARIABLE: error_file})

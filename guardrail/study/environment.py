@@ -15,7 +15,18 @@ PASSED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "TMPDIR", "LD_LIBRARY_PATH"),
     *("VIRTUAL_ENV", "CONDA_*", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"),
     # devices, threads and launchers
-    *("DEVICE", "GPUS", "NUM_PROCESSES", "HOSTFILE", "CUDA_*", "NVIDIA_*", "NCCL_*", "GLOO_*", "DS_ACCELERATOR"),
+    *(
+        "DEVICE",
+        "GPUS",
+        "NUM_PROCESSES",
+        "HOSTFILE",
+        "GUARDRAIL_REMOTE",
+        "CUDA_*",
+        "NVIDIA_*",
+        "NCCL_*",
+        "GLOO_*",
+        "DS_ACCELERATOR",
+    ),
     *("OMP_*", "MKL_*", "OPENBLAS_*", "ATEN_CPU_CAPABILITY", "ONEDNN_*", "PYTORCH_*", "TORCHINDUCTOR_*", "TRITON_*"),
     *("VLLM_*", "SLURM_*", "TOKENIZERS_PARALLELISM"),
     # caches, the hub, the network

@@ -8,7 +8,8 @@ its environment and ended, when the job ends or before somebody else takes the G
 
 In a SLURM job of its own (workflow/profiles/slurm) nothing is leased: a job uses what it was given.
 
-Known limits: jobs of other users, and processes that are no job of a study, are not seen.
+Known limits: jobs of other users, and processes that are no job of a study, are not seen. The GPUs of other nodes
+(HOSTFILE) are not leased: two studies must not name the same ones.
 """
 
 from __future__ import annotations
@@ -67,8 +68,15 @@ CPU_MACHINE = Machine()
 def devices_of(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """The variables with which the stage of ``job`` sees its GPUs and no other; waits until they are free.
 
+    Only a job that takes all GPUs takes other nodes, those of HOSTFILE, as well.
     Raises ``UserError`` where the scheduler gave others than the schedule counted on.
     """
+    with _gpus_of(job, machine, ranks, shell) as variables:
+        yield variables if job.gpus == "all" or not shell.get("HOSTFILE") else {**variables, "HOSTFILE": ""}
+
+
+@contextlib.contextmanager
+def _gpus_of(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]) -> Iterator[dict[str, str]]:
     submitted = SLURM_JOB in shell and shell[SLURM_JOB] != machine.slurm_job
     if submitted and job.gpus != "none":
         yield allocated(job, machine, ranks, shell)

@@ -8,12 +8,15 @@ job runs again. A failed attempt leaves `failed.json` beside it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import log
 from guardrail.core.content import content_hash, file_state, files_of
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
@@ -22,6 +25,7 @@ from guardrail.study.keys import Key, differences
 
 FOLDER = "records"
 FAILED = "failed.json"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,31 @@ def product_state(root: Path, job: str, product: Product) -> State:
         if file_state(file) != fact["state"] and content_hash(file) != fact["hash"]:
             return State("stale", f"{name} was changed")
     return State("done", unanswered=bool(record.get("unanswered")))
+
+
+@contextlib.contextmanager
+def run_alone(root: Path, job: str) -> Iterator[None]:
+    """Hold ``job`` while it runs, whatever node it runs on; waits for another process that holds it.
+
+    On a cluster a job outlives the killed command that submitted it, and the next start submits it again. The lock is
+    handed to the stage, so it is free when the job's processes are gone. A file system without locks across nodes is
+    no error: then nobody is waited for.
+    """
+    path = root / FOLDER / job / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(descriptor, True)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"{job} is still running from an earlier start; waiting for its end")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            log(f"{path} cannot be locked ({error.strerror}); do not start the study twice")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

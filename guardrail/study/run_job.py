@@ -41,13 +41,15 @@ from guardrail.study.records import (
     clear_product,
     product_state,
     record_file,
+    run_alone,
     write_failure,
     write_record,
 )
-from guardrail.study.schedule import MARKERS, read_machine, read_schedule
+from guardrail.study.schedule import read_machine, read_schedule
 
 LAST_LINES = 400
 POLL_SEC = 0.2
+STEPS = ".steps"  # not with the scheduler's markers: a process outlives its scheduler on a cluster
 StepEnd = Callable[[Status], None]
 
 
@@ -110,7 +112,7 @@ def execute(
         if done == 0:
             ended(Status(step=job.name, state=DONE, wall_sec=time.time() - started))
         return done
-    file = (root / MARKERS / "steps" / f"{process.name}.json").resolve()
+    file = (root / STEPS / f"{process.name}.json").resolve()
     status = write_steps(file, [step_of(root, job) for job in jobs])
     for job in jobs:  # steps add to their logs, from all ranks
         (root / job.log).parent.mkdir(parents=True, exist_ok=True)
@@ -272,10 +274,19 @@ def run_process(
     machine: Machine = CPU_MACHINE,
     ranks: int = 1,
 ) -> dict[str, Any]:
-    """Run the jobs of ``process`` and record their products.
+    """Run the jobs of ``process`` and record their products; waits for those that still run from an earlier start.
 
     Raises ``UserError`` when one of them, or what it needs, failed.
     """
+    with contextlib.ExitStack() as held:
+        for name in sorted(process.jobs):  # in one order, whoever shares a process with whom
+            held.enter_context(run_alone(root, name))
+        return _run_held(root, jobs, process, shell, machine, ranks)
+
+
+def _run_held(
+    root: Path, jobs: dict[str, Job], process: Process, shell: dict[str, str], machine: Machine, ranks: int
+) -> dict[str, Any]:
     started, cpu_before = time.time(), processor_seconds()
     run_now = Run(root, jobs, process)
     begun = tuple(run_now.pending)

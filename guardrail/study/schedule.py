@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -23,6 +22,7 @@ from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
 from guardrail.core.gpus import SLURM_JOB, split_names
+from guardrail.core.nodes import read_hostfile
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
@@ -63,12 +63,12 @@ def without_failed(grid: Grid, jobs: dict[str, Job], names: list[str], since: fl
 
 
 def all_ranks(ranks: int) -> int:
-    """Processes of a training job: ``ranks`` of this node, or the slots of all nodes in ``HOSTFILE``."""
+    """Processes of a training job: ``ranks`` of this node, or the slots of all nodes in ``HOSTFILE``.
+
+    Raises ``UserError`` for a hostfile that cannot be read.
+    """
     hostfile = os.environ.get("HOSTFILE")
-    if not hostfile:
-        return ranks
-    slots = re.findall(r"^[^#\n]*\bslots=(\d+)", Path(hostfile).read_text(encoding="utf-8"), re.MULTILINE)
-    return sum(map(int, slots)) or ranks
+    return sum(node.slots for node in read_hostfile(Path(hostfile))) if hostfile else ranks
 
 
 def recorded_setup(grid: Grid) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Submit alignment and downstream fine-tuning of one cell: the second job starts when the first one has succeeded.
+# Submit alignment and downstream fine-tuning of one cell: the second job starts when the first one has succeeded, and is
+# cancelled when it has failed.
 #
 #   TASK=list SIM=low SIZE=1k bash scripts/slurm/sft_grid.sh
 #   for sim in high low random; do TASK=list SIM=$sim SIZE=1k bash scripts/slurm/sft_grid.sh; done
@@ -20,5 +21,5 @@ read -ra OPTIONS <<<"$SBATCH_OPTIONS"
 command -v sbatch >/dev/null || { echo "error: no sbatch on this machine; use scripts/sft_subset.sh" >&2 && exit 2; }
 export TASK SIM SIZE BASE_MODEL
 FIRST="$(OUTPUT_DIR="$ALIGNED" sbatch --parsable "${OPTIONS[@]}" scripts/slurm/sft.sbatch scripts/sft_subset.sh)"
-MODEL="$ALIGNED" sbatch --dependency="afterok:${FIRST%%;*}" "${OPTIONS[@]}" \
+MODEL="$ALIGNED" sbatch --dependency="afterok:${FIRST%%;*}" --kill-on-invalid-dep=yes "${OPTIONS[@]}" \
     scripts/slurm/sft.sbatch scripts/sft_downstream.sh

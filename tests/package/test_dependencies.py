@@ -35,7 +35,7 @@ NOT_ON_THE_INDEX = {"align_anything"}
 COMMANDS = {"accelerate", "snakemake", "pulp", "setuptools", "pandas", "tensorboard"}  # run, not imported, or for these
 COMMANDS |= {"sentencepiece", "protobuf"}  # transformers imports them for a tokenizer.model
 PIN_FILES = {  # file -> where its pins must be admitted
-    "requirements.txt": [*DECLARED, *EXTRAS["dev"]],
+    "requirements.txt": [*DECLARED, *EXTRAS["dev"], *EXTRAS["slurm"]],
     "requirements-vllm.txt": EXTRAS["vllm"],
     "requirements-lm-eval.txt": EXTRAS["lm-eval"],
     "requirements-align-anything.txt": [*EXTRAS["align-anything"], *DECLARED],

@@ -7,16 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from guardrail.core.errors import UserError
-from guardrail.study import leases
+from guardrail.study import leases, run_job
 from guardrail.study.jobs import Job
 from guardrail.study.leases import Machine, devices_of, lease
 from guardrail.study.schedule import this_machine
+
+from .toy_jobs import ToyStudy
 
 KEYS = {gpu: f"GPU-{gpu}" for gpu in "0123"}
 FOUR = Machine(tuple("0123"))
@@ -148,6 +151,15 @@ def test_what_a_stage_sees(tmp_path, monkeypatch):
     assert seen("all", Machine()) == seen("none", Machine()) == (None, None)
 
 
+def test_only_training_takes_the_other_nodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "listed", dict)
+    shell = {leases.FOLDER_VARIABLE: str(tmp_path), "HOSTFILE": "hosts"}
+    for machine in (FOUR, Machine()):
+        for gpus, expected in {"all": "hosts", "one": "", "none": ""}.items():
+            with devices_of(job(gpus), machine, 8, shell) as variables:
+                assert {**shell, **variables}["HOSTFILE"] == expected
+
+
 def test_in_a_slurm_job_the_allocation_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "listed", dict)
     shell = {"SLURM_JOB_ID": "8", "CUDA_VISIBLE_DEVICES": "5", "GPUS": "0,1,2,3"}
@@ -179,3 +191,30 @@ def test_locks_of_somebody_else_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
     with pytest.raises(UserError, match="belongs to another user"):
         leases.lock_folder({leases.FOLDER_VARIABLE: str(tmp_path)})
+
+
+def test_a_job_that_still_runs_from_an_earlier_start_is_waited_for(tmp_path, monkeypatch, capsys):
+    """As on a cluster, where a job outlives the killed command that submitted it."""
+    study = ToyStudy(tmp_path, monkeypatch)
+    jobs, begun, release = study.jobs(), threading.Event(), threading.Event()
+    name = study.todo()[0]
+    plain = study.stage
+
+    def slow(root: Path, job: Job) -> int:
+        begun.set()
+        release.wait(60)
+        return plain(root, job)
+
+    monkeypatch.setattr(study, "stage", slow)
+    starts = [threading.Thread(target=run_job.run_job, args=(study.grid.folder, jobs, name, {})) for _ in range(2)]
+    starts[0].start()
+    assert begun.wait(60)
+    starts[1].start()
+    deadline = time.monotonic() + 60
+    while "still running from an earlier start" not in capsys.readouterr().err and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert study.executed == []
+    release.set()
+    for start in starts:
+        start.join(60)
+    assert study.executed == [name] and all(state.done for state in study.states()[name].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,25 +154,34 @@ def test_paper_studies_have_the_published_hyper_parameters(name):
     assert tuning.gradient_accumulation_steps == 1 and tuning.bf16 and tuning.ds_cfgs == "ds_z3_config.json"
 
 
+FOUR_GPUS = Machine(tuple("0123"))
 JUDGES = {"guard": {"model": "org/guard"}, "openai": {"model": "rubric", "base_url": "http://127.0.0.1:9/v1"}}
 
 
 def dry_run(resolved: Study, tmp_path: Path) -> tuple[Grid, dict[str, int]]:
-    """A dry run of the real workflow: the grid, and the number of processes of each rule."""
+    """A dry run of the real workflow for a machine of four GPUs: the grid, and the number of processes of each rule."""
     grid = Grid(resolved, tmp_path)
     jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
     names = to_run(jobs, job_states(grid, jobs))
-    schedule = write_schedule(grid, jobs, names, OUR_TRAINER, 1)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--quiet", "rules"]
-    command += ["--nolock", "--cores", "1", "--config", f"jobs={schedule}"]
+    schedule = write_schedule(grid, jobs, names, OUR_TRAINER, 4, FOUR_GPUS)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--nolock"]
+    command += ["--cores", "1", "--config", f"jobs={schedule}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = {}
+    found, rule, asked = {}, "", {}
     for line in (done.stdout + done.stderr).splitlines():
         parts = line.split()
-        if len(parts) == 2 and parts[1].isdigit():
+        if len(parts) == 2 and parts[1].isdigit() and not parts[0].endswith(":"):
             found[parts[0]] = int(parts[1])
-    assert found.pop("total") == len(make_processes(jobs, names)) + 1
+        if parts[:1] == ["rule"]:
+            rule = parts[1].rstrip(":")
+        if parts[:1] == ["resources:"] and rule != "all":
+            asked.setdefault(rule, set()).update(re.findall(r"\bgres=([^,\s]*)", line))
+    processes = make_processes(jobs, names, FOUR_GPUS).values()
+    assert found.pop("total") == len(processes) + 1
+    # what a cluster is asked for: every stage's GPUs
+    expected = {"all": {"gpu:4"}, "one": {"gpu:1"}, "none": {""}}
+    assert asked == {process.stage: expected[process.gpus] for process in processes}
     return grid, found
 
 
@@ -189,7 +199,7 @@ def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
     grid, jobs = dry_run(load_study(STUDIES[0], changes), tmp_path)
     n_checkpoints = 1 + len(grid.alignments) + len(grid.cells)
     assert jobs["evaluate"] == n_checkpoints
-    assert jobs["judge_guard"] == jobs["judge_openai"] == jobs["harmfulness"] == 1
+    assert jobs["judge_guard"] == jobs["harmfulness"] == 4 and jobs["judge_openai"] == 1
 
 
 def test_slurm_profile_names_rules_of_the_workflow(tmp_path):
@@ -198,4 +208,7 @@ def test_slurm_profile_names_rules_of_the_workflow(tmp_path):
     jobs = make_jobs(Grid(load_study(STUDIES[0], changes), tmp_path), OUR_TRAINER, missing_ok=True)
     processes = make_processes(jobs, list(jobs), Machine(tuple("0123"), 1)).values()
     with_gpus = {process.stage for process in processes if process.gpus != "none"}
-    assert set(profile["set-resources"]) == with_gpus
+    assert {"align", "fine_tune"} <= set(profile["set-resources"]) <= with_gpus
+    # without accounting the plugin needs squeue, and no account; GPUs come from the workflow
+    assert profile["slurm-status-command"] == "squeue"
+    assert not {"slurm_account", "slurm_partition", "gres", "tasks"} & set(profile["default-resources"])
