@@ -46,7 +46,8 @@ if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "$WANTED" ]]; then
     echo "$WANTED" >"$STAMP"
 fi
 
-if [[ "$VLLM" == auto ]] && nvidia-smi -L >/dev/null 2>&1 &&
+# vLLM needs the torch of requirements.txt; another set of requirements has another torch.
+if [[ "$VLLM" == auto && "${REQUIREMENTS:-requirements.txt}" == requirements.txt ]] && nvidia-smi -L >/dev/null 2>&1 &&
     ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then
     echo "a GPU: adding vLLM (VLLM=no leaves it out)" >&2
     DEVICE=gpu VLLM_ENV="" bash "$REPO/scripts/install_vllm.sh" >&2 ||

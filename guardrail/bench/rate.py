@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 GPU_SIZES = (4096, 8192)
-CPU_SIZES = (512, 1024)
+CPU_SIZES = (384, 768)
 
 
 @dataclass(frozen=True)

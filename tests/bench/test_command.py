@@ -82,12 +82,11 @@ def gpu_goals(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_goals_of_a_gpu_run_on_a_cpu_too(gpu_goals, monkeypatch):
-    """The same code with a CPU's sizes; a training, which has the longest way."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    result = gpu_goals.main(["--small", "True", "--only", "sft"])
-    assert result["goals"] == {"sft_mfu_fraction": {"value": None, "goal": 0.5, "reached": None}}  # no data sheet
-    assert 0 < result["measured"]["sft"]["share_of_matrix_product_rate_fraction"] < 1
+def test_the_goals_of_a_gpu_run_on_a_cpu_too(gpu_goals):
+    """The same code with a CPU's sizes, one stage of it; tests/bench/test_gpu.py starts a training the same way."""
+    result = gpu_goals.main(["--small", "True", "--only", "moderate"])
+    assert result["goals"]["moderate_times_one_row_at_a_time"]["value"] > 0
+    assert 0 < result["measured"]["moderate"]["share_of_matrix_product_rate_fraction"] < 1
 
 
 def test_a_goal_is_reached_or_not(gpu_goals):
