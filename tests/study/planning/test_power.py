@@ -46,6 +46,11 @@ def test_more_seeds_prompts_and_tasks_detect_smaller_differences():
     assert ASSUMED.detectable(2, 5, 100) < base
 
 
+def test_assumed_variances_are_those_of_the_published_study():
+    """docs/findings.md: two tasks, three seeds, 140 prompts: 13.7 points."""
+    assert ASSUMED.detectable(2, 3, 140) == pytest.approx(13.7, abs=0.05)
+
+
 def test_correlated_tasks_gain_less_by_hand():
     """Two tasks of variance 8 whose mean has 6: 8 (1 + r) / 2 = 6, r = 0.5; three such: 8 (1 + 2 x 0.5) / 3."""
     eight, six = Components(8.0, 8.0, 8.0), Components(6.0, 6.0, 6.0)
