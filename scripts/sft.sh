@@ -34,8 +34,14 @@ choose_trainer
 output_folder "$OUTPUT_DIR"
 export PROMPT_STYLE ZERO_STAGE_FILE="$DS_CONFIG" # align-anything reads these two from the environment
 
-launch deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_WHERE[@]}" \
-    --module "$SFT_MODULE" \
+# One process of our trainer needs no launcher: it makes the same DeepSpeed engine as the only rank, and the launcher's two
+# processes cost more start-up time than its own.
+TRAINER=(launch deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_WHERE[@]}" --module "$SFT_MODULE")
+if [[ "$SFT_MODULE" == guardrail.training.sft && "$NUM_PROCESSES" == 1 && -z "${HOSTFILE:-}" ]]; then
+    if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
+    TRAINER=(python -m "$SFT_MODULE")
+fi
+"${TRAINER[@]}" \
     --log_run_name "$RUN_NAME" \
     --log_type "$LOG_TYPE" \
     --model_name_or_path "$BASE_MODEL" \

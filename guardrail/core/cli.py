@@ -26,6 +26,7 @@ from guardrail.core.errors import UserError, shortened, unknown
 ERROR_FILE_VARIABLE = "GUARDRAIL_ERROR_FILE"
 USER_ERROR_EXIT_CODE = 2
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+owns_process = False  # whether `run` runs this process: then what it imports is nobody else's concern
 
 
 def boolean(text: str) -> bool:
@@ -135,6 +136,8 @@ def run(
 
     ``exit_code`` maps a result to the exit code, for stages that can finish and still report failures.
     """
+    global owns_process
+    owns_process = True
     try:
         result = main()
     except UserError as error:

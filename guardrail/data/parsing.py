@@ -128,7 +128,8 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:  # `read_table` imports pyarrow's data sets and pandas
+            rows = file.read().to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; is it complete? copy or download it again") from error
     # pandas writes a missing number as NaN

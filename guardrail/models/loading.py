@@ -25,6 +25,7 @@ from guardrail.models.checkpoints import (
     shorten,
 )
 from guardrail.models.fetch import local_checkpoint
+from guardrail.models.imports import has_gpu, lean_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +46,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def auto_dtype() -> str:
     """What ``auto`` means here: bfloat16 on a GPU, float32 on a CPU. Imports torch only where there may be a GPU."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if not has_gpu():
         return "float32"
     import torch
 
@@ -72,6 +72,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     turns differ there, prompts of one turn are the same. Raises ``UserError``: files missing or broken,
     a package missing, no token that could pad.
     """
+    lean_transformers()
     from transformers import AutoTokenizer
 
     path = local_checkpoint(name, weights=False)
@@ -97,6 +98,7 @@ def load_causal_lm(
     name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False, **options: Any
 ) -> Any:
     """A causal LM in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
+    lean_transformers()
     from transformers import AutoModelForCausalLM
 
     return _placed(AutoModelForCausalLM, name, dtype, device, trust_remote_code, **options)
@@ -107,6 +109,7 @@ def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_r
 
     Leaving out a head is what is wanted here; anything else that is missing or left over is an error.
     """
+    lean_transformers()
     from transformers import AutoModel
 
     return _placed(AutoModel, name, dtype, device, trust_remote_code, headless=True)
@@ -114,6 +117,7 @@ def load_backbone(name: str, dtype: str = "float32", device: Any = None, trust_r
 
 def load_classifier(name: str, dtype: str = "float32", device: Any = None, trust_remote_code: bool = False) -> Any:
     """A sequence classifier in evaluation mode on ``device``. Raises ``UserError`` as `load_complete` does."""
+    lean_transformers()
     from transformers import AutoModelForSequenceClassification
 
     return _placed(AutoModelForSequenceClassification, name, dtype, device, trust_remote_code)

@@ -83,7 +83,8 @@ def read_split(data: str | Path, split: str) -> list[dict[str, Any]]:
         raise UserError(
             f"no such file: {path}; write the sandbox first: python datasets/sandbox/generate.py --out {data}"
         )
-    return pq.read_table(path).to_pylist()
+    with pq.ParquetFile(path) as file:
+        return file.read().to_pylist()
 
 
 def _text_format() -> str:

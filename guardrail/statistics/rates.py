@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 CONFIDENCE = 0.95
 FEW_PROMPTS = 6  # a variance between clusters that comes from fewer of them than this is not believed
-Numbers = Sequence[float] | np.ndarray
+Numbers: TypeAlias = "Sequence[float] | np.ndarray"
 
 
 def normal_quantile(probability: float) -> float:
@@ -46,6 +48,8 @@ def unseen_share(n: float, quantile: float) -> float:
 
 def cluster_means(values: Numbers, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """``(sum, count)`` of the values of each cluster, clusters in order of first appearance."""
+    import numpy as np
+
     index: dict[Hashable, int] = {}
     where = np.array([index.setdefault(c, len(index)) for c in clusters])
     array = np.asarray(values, dtype=np.float64)
@@ -72,10 +76,10 @@ def clustered_interval(
     share = float(sums.sum() / n)
     size, tail = float(K), 0.5 + confidence / 2
     if min((sums > 0).sum(), (sums < counts).sum()) >= FEW_PROMPTS:
-        from scipy import stats
+        from scipy.special import stdtrit  # Student's quantile as scipy.stats computes it, at a tenth of the import
 
         variance = K / (K - 1) * float(((sums - share * counts) ** 2).sum()) / n**2
-        correction = (normal_quantile(tail) / float(stats.t.ppf(tail, K - 1))) ** 2
+        correction = (normal_quantile(tail) / float(stdtrit(K - 1, tail))) ** 2
         size = n if variance == 0 else min(n, max(1.0, share * (1 - share) / variance * correction))
     return score_interval(share, size, normal_quantile(tail))
 

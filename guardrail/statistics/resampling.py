@@ -10,8 +10,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from guardrail.statistics.rates import CONFIDENCE, Numbers, cluster_means, normal_quantile, unseen_share
 
 N_RESAMPLES = 10_000
@@ -43,6 +41,8 @@ def bootstrap_mean(
     1 for a rate); the interval stays inside. Where all K clusters are equal nothing can be resampled: with limits,
     the share of clusters that could have been different is bounded as Wilson bounds 0 in K; without, the width is 0.
     """
+    import numpy as np
+
     if not len(values):
         raise ValueError("bootstrap_mean needs at least one value")
     sums, counts = cluster_means(values, range(len(values)) if clusters is None else clusters)
@@ -67,6 +67,8 @@ def bootstrap_ratio(
 
     The interval is ``bootstrap_mean``'s, which is this with counts as denominators.
     """
+    import numpy as np
+
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     K = len(above)
     if not K or len(below) != K:
@@ -97,6 +99,8 @@ def paired_permutation_test(
     Exact (all sign patterns) for up to 14 clusters that differ, else Monte Carlo with the observed pattern counted:
     p = (1 + #{|T*| >= |T|}) / (1 + B).
     """
+    import numpy as np
+
     sums, _ = cluster_means(differences, range(len(differences)) if clusters is None else clusters)
     moving = sums[sums != 0]
     observed = abs(sums.sum())

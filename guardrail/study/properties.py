@@ -56,7 +56,9 @@ def safety_ids(split: Path, instructions: frozenset[str], pool: frozenset[str]) 
     import pyarrow.parquet
 
     found = []
-    for row_id in pyarrow.parquet.read_table(split, columns=["id"])["id"].to_pylist():
+    with pyarrow.parquet.ParquetFile(split) as file:
+        row_ids = file.read(columns=["id"])["id"].to_pylist()
+    for row_id in row_ids:
         original = row_id.removesuffix(RENAMED)
         if row_id in pool and row_id not in instructions:
             found.append(row_id)

@@ -138,8 +138,10 @@ def build_engine(config: SFTConfig, ds_config: dict[str, Any], model: Any, n_ste
     """A ``DeepSpeedEngine`` in training mode with optimizer and learning-rate schedule over ``n_steps``."""
     import deepspeed
     import torch
-    from transformers.optimization import get_scheduler
 
+    from guardrail.models.imports import import_schedules
+
+    get_scheduler = import_schedules().get_scheduler
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
         lr=config.learning_rate,

@@ -159,6 +159,7 @@ def train(
     unanswered: list[str],
 ) -> dict:
     """Everything that needs torch: engine, loop, files. ``unanswered``: ids of the rows left out while loading."""
+    from guardrail.models.imports import lean_transformers
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
     from guardrail.training.batches import enable_packed_attention
@@ -173,6 +174,7 @@ def train(
     from guardrail.training.loop import Trainer, evaluation_loss
 
     started = time.perf_counter()
+    lean_transformers()
     init_distributed()
     check_precision(config)
     output = Path(config.output_dir)

@@ -20,6 +20,7 @@ from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.evaluation.judges.answers import Answer
 from guardrail.models.fetch import local_checkpoint
+from guardrail.models.imports import lean_transformers
 from guardrail.models.loading import auto_dtype, load_classifier, load_tokenizer
 from guardrail.models.memory import Budget
 
@@ -131,6 +132,7 @@ class ModerationModel:
     @functools.cached_property
     def label_places(self) -> list[int]:
         """See `label_places`; read from the configuration, before any weights."""
+        lean_transformers()
         from transformers import AutoConfig
 
         try:

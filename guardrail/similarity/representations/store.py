@@ -191,6 +191,7 @@ def read_row_index(store: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet
 
     try:
-        return dict(pyarrow.parquet.read_table(store / ROWS, columns=["id", "n_tokens", "n_tokens_full"]).to_pydict())
+        with pyarrow.parquet.ParquetFile(store / ROWS) as file:
+            return dict(file.read(columns=["id", "n_tokens", "n_tokens_full"]).to_pydict())
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"cannot read {store / ROWS} ({str(error)[:150]}); extract again") from error

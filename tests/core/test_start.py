@@ -1,0 +1,179 @@
+"""What the processes of a study import when they do their work, and that the short start changes no result.
+
+A process of a study lives for seconds, so what it imports decides its time. These tests pin what each must *not* load;
+`benchmarks/startup.py` measures the seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_world import make_world, write_study
+from toys import REPOSITORY
+
+# torch's compiler has a stand-in in a short start, so its inside is what shows that it was loaded
+COMPILER = "torch._dynamo.utils"
+NEVER = {"datasets", "sklearn", "pandas", "scipy.stats", "scipy.optimize", "matplotlib", "vllm", "wandb", "snakemake"}
+NO_TRAINING = NEVER | {"deepspeed", "peft", "torch.distributed.fsdp", "torch.distributed.tensor", COMPILER}
+NO_MODEL = NO_TRAINING | {"torch", "transformers", "tokenizers"}
+NO_NUMBERS = NO_MODEL | {"numpy", "scipy"}
+
+RUN = """
+import runpy, sys
+target = sys.argv[1]
+sys.argv = sys.argv[1:]
+try:
+    if target.endswith(".py"):
+        runpy.run_path(target, run_name="__main__")
+    else:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    print(*(name for name in sys.modules), sep="\\n", file=sys.stderr)
+    raise
+"""
+
+
+def loaded(target: str, *arguments: object, **environment: str) -> set[str]:
+    """The modules that an entry point has loaded when it ends well."""
+    cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, target, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **cpu, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return set(done.stderr.splitlines())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, dict]:
+    """Random models and a study of them."""
+    folder = tmp_path_factory.mktemp("world")
+    return folder, make_world(folder)
+
+
+@pytest.fixture(scope="module")
+def answers(world) -> tuple[Path, set[str]]:
+    """Answers of the chat model, and what was loaded to give them."""
+    folder, _ = world
+    out = folder / "answers"
+    modules = loaded(
+        "eval_safety.py",
+        *("--model_name_or_path", folder / "chat", "--torch_dtype", "float32", "--prompt_style", "llama2_base"),
+        *("--safety_bench", folder / "prompts.jsonl", "--max_new_tokens", 4, "--save_path", out),
+    )
+    return out, modules
+
+
+def test_answers_need_no_training_stack(answers):
+    assert not answers[1] & NO_TRAINING
+
+
+def test_a_short_start_gives_the_answers_of_a_plain_one(world, answers):
+    folder, _ = world
+    modules = loaded(
+        "eval_safety.py",
+        *("--model_name_or_path", folder / "chat", "--torch_dtype", "float32", "--prompt_style", "llama2_base"),
+        *("--safety_bench", folder / "prompts.jsonl", "--max_new_tokens", 4, "--save_path", folder / "plain"),
+        GUARDRAIL_LEAN_IMPORTS="0",
+    )
+    assert COMPILER in modules  # transformers as it comes: else this test compares a start with itself
+    short, plain = (json.loads((out / "results.json").read_text()) for out in (answers[0], folder / "plain"))
+    assert short["results"] == plain["results"]
+
+
+def test_moderation_needs_no_training_stack(world, answers):
+    folder, _ = world
+    out = answers[0]
+    modules = loaded("beavertails_moderation/formatter.py", out / "results.json", out / "results_beaver-dam.json")
+    assert not modules & NO_MODEL
+    modules = loaded(
+        "beavertails_moderation/evaluate.py",
+        *("--eval_dataset", out / "results_beaver-dam.json", "--model_path", folder / "moderation"),
+        *("--max_length", 256, "--output_dir", out, "--figure", "False"),
+    )
+    assert not modules & NO_TRAINING
+
+
+def test_extraction_and_selection_need_no_training_stack(world):
+    folder, _ = world
+    for name in ("pool", "chat"):
+        modules = loaded(
+            "similarity/get_representation.py",
+            *("--dataset_folder", folder, "--model_id", name, "--model_name_or_path", folder / "chat"),
+            *("--dataset_data", folder / f"{name}.jsonl", "--output_dir", folder / f"reps-{name}"),
+            *("--torch_dtype", "float32", "--prompt_style", "llama2_base"),
+        )
+        assert not modules & (NO_TRAINING - {"pandas"})  # pyarrow looks for it whenever it makes a table
+    modules = loaded(
+        "similarity/get_top_similarity_dataset_reps_general.py",
+        *("--dataset_folder", folder / "subsets", "--select_n", 4, "--dataset_dir", folder / "pool.jsonl"),
+        *("--dataset_reps_dir", folder / "reps-pool", "--anchoring_reps_dir", folder / "reps-chat"),
+    )
+    assert not modules & (NO_TRAINING | {"transformers"})
+
+
+def test_mixing_and_the_study_s_own_processes_need_no_model(world, tmp_path):
+    _, settings = world
+    study = write_study(tmp_path / "study.yaml", settings)
+    assert not loaded("guardrail.study.check", study, "--outputs", tmp_path) & NO_NUMBERS
+    config = tmp_path / settings["name"] / "study_config.json"
+    assert not loaded("guardrail.study.schedule", config, "--outputs", tmp_path) & NO_MODEL
+
+
+@pytest.mark.slow
+def test_training_needs_no_compiler(world, tmp_path):
+    """DeepSpeed's engine on one CPU rank, without torch's compiler, peft (no LoRA) and data sets."""
+    folder, _ = world
+    arguments = [
+        *("--model_name_or_path", folder / "base", "--train_datasets", folder / "chat.jsonl", "--max_steps", 2),
+        *("--train_template", "UltraChat", "--bf16", "False", "--ds_cfgs", "ds_z0_config.json", "--log_type", "none"),
+        *("--gradient_checkpointing", "False"),
+        *("--per_device_train_batch_size", 4, "--cache_dir", tmp_path, "--learning_rate", 1e-3),
+    ]
+    short = loaded("guardrail.training.sft", *arguments, "--output_dir", tmp_path / "short")
+    assert not short & (NEVER | {"peft", COMPILER}) and "deepspeed" in short
+    loaded("guardrail.training.sft", *arguments, "--output_dir", tmp_path / "plain", GUARDRAIL_LEAN_IMPORTS="0")
+    for name in ("losses.jsonl", "slice_end/model.safetensors"):
+        assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+IMPORTS = """
+import sys
+from guardrail.core import cli
+from guardrail.models import imports
+cli.owns_process = {owns}
+imports.lean_transformers()
+import transformers.modeling_utils
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("owns", "then"),
+    [
+        # a program that uses the library gets transformers as it comes
+        (False, "assert not isinstance(sys.modules['torch._dynamo'], imports.Deferred)"),
+        # who asks for the compiler gets the real one, its inside included
+        (
+            True,
+            "import torch._dynamo.config as c, torch\n"
+            "assert c is torch._dynamo.config and c.cache_size_limit\n"
+            "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2\n"
+            "assert not isinstance(sys.modules['torch._dynamo'], imports.Deferred)",
+        ),
+    ],
+)
+def test_the_compiler_is_there_for_who_asks(owns, then):
+    code = IMPORTS.format(owns=owns, then=then)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
