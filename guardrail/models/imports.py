@@ -74,7 +74,7 @@ def lean_transformers() -> None:
 
 
 def import_schedules() -> types.ModuleType:
-    """``transformers.optimization``; where `lean_transformers` was at work, without peft, which only its Trainer uses."""
+    """``transformers.optimization``; after `lean_transformers` without peft, which only transformers' Trainer uses."""
     if not isinstance(sys.modules.get(COMPILER), Deferred):
         return importlib.import_module("transformers.optimization")
     kept = _say_absent("is_peft_available")

@@ -1,7 +1,7 @@
-"""Training rows as token ids: tokenised once, in parallel, cached by content.
+"""Training rows as token ids: tokenised once, in parallel, cached by content (`guardrail.training.token_cache`).
 
-The cache key holds everything that decides the ids (rows, tokenizer files, template file, options), so a second
-epoch, a second seed or a restarted run tokenises nothing. Known limit: the cache is never pruned; delete its folder.
+A second epoch, a second seed or a restarted run tokenises nothing, and a run that shares rows with an earlier one only
+the others.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import zipfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from guardrail.core.errors import UserError
-from guardrail.core.files import atomic_path, hash_file, hash_json
+from guardrail.core.files import hash_file, hash_json
 from guardrail.core.ranks import barrier, local_rank
 from guardrail.data.prompts import IGNORE_INDEX, TEMPLATE_FILE, encode_supervised, template_module
-from guardrail.data.rows import Row, hash_rows, load_rows
+from guardrail.data.rows import Row, load_rows
+from guardrail.training.token_cache import ARRAYS, Arrays, cached_rows, row_key
 
-CACHE_VERSION = 1  # raise when the meaning of a cached array changes
-ARRAYS = ("ids", "offsets", "spans", "full_lengths")
+CACHE_VERSION = 2  # raise when the meaning of a cached array changes
 ROWS_PER_WORKER = 2000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "vocab.json")
 
@@ -190,25 +189,29 @@ def tokenise(
     cache_dir: str | None = None,
     workers: int | None = None,
 ) -> TokenisedRows:
-    """Tokenised rows from the cache, or made by this node's first rank and cached. Collective over all ranks."""
+    """Tokenised rows: from the cache, the others made by this node's first rank and added. Collective over all ranks."""
     options = {"style": style, "max_length": max_length, "label_mask": label_mask, "train_on": train_on}
     key = hash_json(
         {
             "version": CACHE_VERSION,
-            "rows": hash_rows(rows),
             "tokenizer": hash_tokenizer(tokenizer),
             "template": hash_file(TEMPLATE_FILE),
             **options,
         }
     )
-    file = cache_folder(cache_dir) / f"{key}.npz"
-    if local_rank() == 0 and _read_cache(file, rows) is None:
-        encoded = _encode_parallel(rows, tokenizer, options, workers)
-        _write_cache(file, encoded)
+    folder = cache_folder(cache_dir) / key
+    keys = [row_key(row["messages"]) for row in rows]
+
+    def encode(numbers: list[int]) -> Arrays:
+        encoded = _encode_parallel([rows[i] for i in numbers], tokenizer, options, workers)
+        return {name: getattr(encoded, name) for name in ARRAYS}
+
+    found = cached_rows(folder, keys, encode) if local_rank() == 0 else None
     barrier()
-    tokenised = _read_cache(file, rows)
-    assert tokenised is not None, file
-    return tokenised
+    if found is None:
+        found = cached_rows(folder, keys, None)
+    assert found is not None, folder
+    return TokenisedRows(**found, row_ids=tuple(row["id"] for row in rows))
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -241,17 +244,3 @@ def _encode_parallel(rows: list[Row], tokenizer: Any, options: dict[str, Any], w
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers must not share its thread pool
     with multiprocessing.get_context("fork").Pool(count) as pool:
         return join(pool.starmap(encode_rows, [(chunk, tokenizer, *arguments) for chunk in _chunks(rows, count)]))
-
-
-def _write_cache(file: Path, encoded: TokenisedRows) -> None:
-    with atomic_path(file) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **{name: getattr(encoded, name) for name in ARRAYS})
-
-
-def _read_cache(file: Path, rows: list[Row]) -> TokenisedRows | None:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            ids, offsets, spans, full_lengths = (arrays[name] for name in ARRAYS)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return TokenisedRows(ids, offsets, spans, full_lengths, tuple(row["id"] for row in rows))

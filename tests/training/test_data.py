@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import toy
 from guardrail.core.errors import UserError
 from guardrail.data.rows import normalise_rows
 from guardrail.training import data as training_data
+from guardrail.training import token_cache
 from guardrail.training.data import encode_rows, load_training_rows, tokenise
 from guardrail.training.sft import drop_untrained
 
@@ -30,17 +33,72 @@ def test_the_cache_is_keyed_on_content_and_options(golden_tokenizer, tmp_path, m
     changed = [{**rows[0], "messages": [*rows[0]["messages"][:-1], {"role": "assistant", "content": "Other."}]}]
     tokenise(changed + rows[1:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
     tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), train_on="all_assistant_turns", **OPTIONS)
-    assert len(list((tmp_path / "tokens").glob("*.npz"))) == 3
+    sizes = sorted(len(np.load(part / "keys.npy")) for part in (tmp_path / "tokens").glob("*/[!.]*"))
+    assert sizes == [1, 10, 10]  # the changed row, the rows, and the rows with other options
 
 
 def test_a_cut_short_cache_file_is_written_again(golden_tokenizer, tmp_path):
     rows = normalise_rows(toy.golden_rows()[:10])
     first = tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
-    (file,) = (tmp_path / "tokens").glob("*.npz")
-    whole = file.read_bytes()
-    for size in (0, 10, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:size])
-        assert same(first, tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS))
+    files = sorted((tmp_path / "tokens").glob("*/[!.]*/*.npy"))
+    assert len(files) == 5
+    for file in files:
+        whole = file.read_bytes()
+        for size in (0, 10, len(whole) // 2, len(whole) - 1, None):
+            file.write_bytes(whole[:size]) if size is not None else file.unlink()
+            assert same(first, tokenise(rows, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS))
+            assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_an_earlier_run_had_are_not_tokenised_again(golden_tokenizer, tmp_path, monkeypatch, seed):
+    """Two mixtures of the same instructions: each is what it would be without a cache, in its own order."""
+    rows = normalise_rows(toy.golden_rows())
+    shared, others = rows[:20], [rows[20:25], rows[23:30]]
+    encoded: list[str] = []
+    plain = training_data.encode_rows
+
+    def spy(part, *arguments):
+        encoded.extend(row["id"] for row in part)
+        return plain(part, *arguments)
+
+    monkeypatch.setattr(training_data, "encode_rows", spy)
+    for safety in others:
+        mixed = [{**row, "id": f"{row['id']}-{number}"} for number, row in enumerate([*shared, *safety, shared[3]])]
+        np.random.default_rng(seed).shuffle(mixed)
+        got = tokenise(mixed, golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+        fresh = plain(mixed, golden_tokenizer, "llama2_base", toy.MAX_LENGTH, "exact", "last_assistant_turn")
+        assert same(got, fresh) and got.row_ids == fresh.row_ids
+        assert all(getattr(got, name).dtype == getattr(fresh, name).dtype for name in training_data.ARRAYS)
+    assert len(encoded) == len({row["messages"][-1]["content"] + row["messages"][-2]["content"] for row in rows[:30]})
+
+
+def test_runs_side_by_side_tokenise_a_row_once(golden_tokenizer, tmp_path):
+    """The second run waits for the first one's rows instead of making them again."""
+    rows = normalise_rows(toy.golden_rows())
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(tokenise, rows[i:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS) for i in range(4)
+        ]
+    assert [len(job.result()) for job in jobs] == [len(rows) - i for i in range(4)]
+    keys = [np.load(part / "keys.npy").tobytes() for part in (tmp_path / "tokens").glob("*/[!.]*")]
+    keys = [part[i : i + 16] for part in keys for i in range(0, len(part), 16)]
+    assert len(keys) == len(set(keys)) == len({repr(row["messages"]) for row in rows})
+
+
+def test_the_cache_keeps_its_limit(golden_tokenizer, tmp_path, monkeypatch):
+    """What was used longest ago goes; what a run may be reading stays."""
+    rows = normalise_rows(toy.golden_rows())
+    tokens = tmp_path / "tokens"
+    monkeypatch.setattr(token_cache, "LIMIT_BYTES", 0)
+    tokenise(rows[:10], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    (old,) = tokens.glob("*/[!.]*")
+    (tokens / "0123456789abcdef.npz").write_bytes(b"of an earlier version")
+    for place in (old, tokens / "0123456789abcdef.npz"):
+        os.utime(place, (1, 1))
+    tokenise(rows[10:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS)
+    (new,) = tokens.glob("*/[!.]*")
+    assert new != old and not list(tokens.glob("*.npz"))
 
 
 def test_encoding_holds_a_token_in_few_bytes(golden_tokenizer):
