@@ -77,9 +77,7 @@ def test_runs_side_by_side_tokenise_a_row_once(golden_tokenizer, tmp_path):
     """The second run waits for the first one's rows instead of making them again."""
     rows = normalise_rows(toy.golden_rows())
     with ThreadPoolExecutor(4) as pool:
-        jobs = [
-            pool.submit(tokenise, rows[i:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS) for i in range(4)
-        ]
+        jobs = [pool.submit(tokenise, rows[i:], golden_tokenizer, cache_dir=str(tmp_path), **OPTIONS) for i in range(4)]
     assert [len(job.result()) for job in jobs] == [len(rows) - i for i in range(4)]
     keys = [np.load(part / "keys.npy").tobytes() for part in (tmp_path / "tokens").glob("*/[!.]*")]
     keys = [part[i : i + 16] for part in keys for i in range(0, len(part), 16)]
