@@ -1,6 +1,7 @@
 """Loading and checking checkpoints and tokenizers; memory.
 
 fetch        a hub name as a folder on this machine, so that everything that is checked in a folder is ...
+imports      transformers without what a single CPU process never uses: about half of its start-up time
 last_block   less work in the last transformer block: its feed-forward part only at the positions that are read
 loading      load tokenizers and models the same way everywhere, and refuse what is incomplete before it is used
 """

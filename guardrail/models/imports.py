@@ -57,7 +57,7 @@ def lean_transformers() -> None:
         return
     import torch  # noqa: F401  the deferred modules are its own
 
-    deferred = {
+    deferred: dict[str, dict[str, Any]] = {
         COMPILER: {
             **dict.fromkeys(MARKS, mark),
             "eval_frame": types.SimpleNamespace(OptimizedModule=_NoInstance),  # asked for when a model is saved

@@ -189,7 +189,7 @@ def tokenise(
     cache_dir: str | None = None,
     workers: int | None = None,
 ) -> TokenisedRows:
-    """Tokenised rows: from the cache, the others made by this node's first rank and added. Collective over all ranks."""
+    """Tokenised rows: from the cache; this node's first rank makes and adds the others. Collective over all ranks."""
     options = {"style": style, "max_length": max_length, "label_mask": label_mask, "train_on": train_on}
     key = hash_json(
         {

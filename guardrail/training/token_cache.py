@@ -61,8 +61,8 @@ class Part:
 def cached_rows(folder: Path, keys: Sequence[bytes], encode: Callable[[list[int]], Arrays] | None) -> Arrays | None:
     """The arrays of the rows with these ``keys``, in order; a row may occur more than once.
 
-    ``encode(numbers)`` makes the arrays of the rows with these numbers; they are added to the cache. Without it (another
-    rank adds them): None when a row is not there.
+    ``encode(numbers)`` makes the arrays of the rows with these numbers; they are added to the cache. Without it, as
+    another rank adds them: None when a row is not there.
     """
     with _locked(folder) if encode else contextlib.nullcontext():
         parts = _read_parts(folder)
@@ -86,11 +86,11 @@ def cached_rows(folder: Path, keys: Sequence[bytes], encode: Callable[[list[int]
 
 def _find(parts: list[Part], keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     """``(N, 2)`` part and row number of every key, and the numbers of those that are nowhere (once per content)."""
-    wanted = dict.fromkeys(keys)
+    wanted: dict[bytes, tuple[int, int] | None] = dict.fromkeys(keys)
     for number, part in enumerate(parts):
         for row, key in enumerate(part.rows()):
             if key in wanted and wanted[key] is None:
-                wanted[key] = (number, row)  # type: ignore[assignment]
+                wanted[key] = (number, row)
     missing: dict[bytes, int] = {}
     for i, key in enumerate(keys):
         if wanted[key] is None:
