@@ -149,6 +149,15 @@ def lacks_text(row: Row) -> bool:
     return (bool(shapes) and not known) or (isinstance(dialogue, str) and not dialogue.strip())
 
 
+def _without_nulls(row: Row) -> Row | None:
+    """The row with empty text for null in a column of its shape, as a CSV of the same set has it; None where no shape
+    has a text at all. (SAMSum's row without a dialogue is null from the hub.)"""
+    for columns, _ in template_module().SHAPES:
+        if set(columns) <= row.keys() and any(isinstance(row[column], str) for column in columns):
+            return {**row, **{column: "" for column in columns if row[column] is None}}
+    return None
+
+
 def _too_many(gone: list[tuple[str, str]], n_rows: int, may_drop: bool) -> str:
     text = f"{gone[0][0]}: the conversation has no answer; expected a last message of role assistant"
     if not may_drop:
@@ -209,14 +218,18 @@ def conversation(row: Row, place: str = "row") -> list[dict[str, str]]:
                 messages = template.format_any(row)
             except KeyError as error:
                 column = next((c for c in PROMPT_COLUMNS if row.get(c) not in (None, "")), None)
-                if column is None:
+                blank = _without_nulls(row) if column is None else None
+                if blank is not None:
+                    messages = template.format_any(blank)
+                elif column is None:
                     raise UserError(
                         f"{place}: {error.args[0]}, or a prompt in {'/'.join(PROMPT_COLUMNS[:4])}"
                     ) from error
-                text = template.plain_text(row[column])
-                context = template.plain_text(row.get("ContextString")) if column == "Behavior" else ""
-                # HarmBench's contextual behaviours, put together as its own baselines do
-                messages = [{"role": "user", "content": f"{context}\n\n---\n\n{text}" if context else text}]
+                else:
+                    text = template.plain_text(row[column])
+                    context = template.plain_text(row.get("ContextString")) if column == "Behavior" else ""
+                    # HarmBench's contextual behaviours, put together as its own baselines do
+                    messages = [{"role": "user", "content": f"{context}\n\n---\n\n{text}" if context else text}]
         template.check_alternation([m for m in messages if m["role"] != "system"])
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{place}: malformed conversation: {error}") from error

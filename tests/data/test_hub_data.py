@@ -15,6 +15,7 @@ from guardrail.data.rows import load_rows
 from guardrail.data.sources import NAMES, SOURCES
 
 PREPARE, ROWS, BENCH = "guardrail.data.prepare:main", "guardrail.data.rows:load_rows", "hub_calls:bench"
+DROP = {"need_answer": True, "max_dropped_fraction": 0.01}
 SPLITS = {
     "ultrachat": {"train": N, "test": 20},
     "beavertails": {"train": N * 2 // 3, "test": 20},
@@ -95,6 +96,14 @@ def test_a_local_copy_gives_the_rows_of_the_hub(prepared, worker, home, name):
     assert worker.call(PREPARE, [name, "--source", str(copy), "--out", str(out)])["splits"] == SPLITS[name]
     for split in SPLITS[name]:
         assert load_rows(out, split=split) == load_rows(prepared[name], split=split)
+
+
+def test_a_null_of_the_hub_is_the_empty_text_of_the_file(prepared, worker, home):
+    """SAMSum's row without a dialogue: extraction and selection read the published rows as they are."""
+    found = worker.call(ROWS, "knkarthick/samsum", "train")
+    local = load_rows(home / "copies" / "samsum", split="train")
+    assert [(row["id"], row["messages"]) for row in found] == [(row["id"], row["messages"]) for row in local]
+    assert len(found) == N and len(worker.call(ROWS, "knkarthick/samsum", "train", **DROP)) == N - 1
 
 
 def test_the_mixture_and_mt_bench(worker, home, hub):

@@ -31,7 +31,7 @@ STUDY = {
     "safety_pool": {"source": "PKU-Alignment/BeaverTails", "split": "30k_test"},
     "tasks": {
         "samsum": {
-            "train": {"source": SAMSUM, "split": "validation"},
+            "train": {"source": SAMSUM, "split": "train"},
             "utility": {"source": SAMSUM, "split": "test", "max_new_tokens": 4},
         }
     },
