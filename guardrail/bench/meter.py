@@ -36,6 +36,8 @@ class MemoryMeter:
         if self._live is not None:
             self._live.__enter__()
         else:
+            for dtype in (torch.float32, torch.bfloat16):  # cuBLAS takes its work space at the first product
+                torch.ones((64, 64), device=self.device, dtype=dtype).matmul(torch.ones(64, 64).to(self.device, dtype))
             self._before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         return self

@@ -191,7 +191,7 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> Shape:
         n_block_norms=own.get("n_block_norms", 2),
         attention_softcap=bool(config.get("attn_logit_softcapping")),
         logit_softcap=bool(config.get("final_logit_softcapping")),
-        sliding_window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+        sliding_window=config.get("sliding_window") if config.get("use_sliding_window", family != "qwen2") else None,
     )
 
 
