@@ -33,7 +33,7 @@ LEGAL = {"README.md": "---\nlicense: other\n---\n", "LICENSE.txt": "A licence.\n
 
 def publish_models(hub: Any, root: Path) -> dict[str, Path]:
     """Name -> folder with the same files."""
-    (root / "tokenizers").mkdir()
+    (root / "tokenizers").mkdir(parents=True)
     tokenizers = {name: folder for name, (folder, _) in make_published(root / "tokenizers").items()}
     folders = {}
     for name, layouts in TOKENIZER_OF.items():
