@@ -11,9 +11,9 @@
 #   MASTER_PORT=      a free port is found when empty
 #   HOSTFILE=         DeepSpeed hostfile for several nodes (`name slots=4` a line): every launcher starts on each of them
 #                     by ssh, in this folder and with this environment (python -m guardrail.core.nodes)
-#   SFT_MODULE=       trainer; default: align-anything's when importable, else this project's
-# Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, SFT_MODULE, `launch`,
-# `launch_processes`, `output_folder`.
+#   SFT_MODULE=       trainer; default: align-anything's when it is importable and can do what is asked, else this project's
+# Gives: REPO, DEVICE, MASTER_PORT, DEEPSPEED_WHERE, ACCELERATE_WHERE, `launch`,
+# `launch_processes`, `choose_trainer`, `launch_trainer`, `output_folder`.
 # Does not parse anything: a script that needs a value from a stage reads its JSON in Python.
 # shellcheck shell=bash
 set -euo pipefail
@@ -75,21 +75,36 @@ ACCELERATE_WHERE+=("--main_process_port=$MASTER_PORT" --mixed_precision=no --dyn
 if [[ -z "${WANDB_API_KEY:-}" ]]; then export WANDB_MODE="${WANDB_MODE:-offline}"; fi
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}" HF_HUB_DISABLE_TELEMETRY=1
 
-# Sets SFT_MODULE and says why. A function, because only training scripts need the (slow) import test.
+# Sets SFT_MODULE and says why; the arguments are the flags of the training: align-anything cannot honour all of them.
+# A function, because only training scripts need the (slow) import test.
 choose_trainer() {
-    local reason="set by SFT_MODULE"
+    local reason="set by SFT_MODULE" choice
     if [[ -z "${SFT_MODULE:-}" ]]; then
         SFT_MODULE=guardrail.training.sft
         reason="align-anything is not installed"
         if python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("align_anything") is None)'; then
-            reason="align-anything is installed but does not import"
-            if python -c 'import align_anything.trainers.text_to_text.sft' >/dev/null 2>&1; then
-                SFT_MODULE=align_anything.trainers.text_to_text.sft
-                reason="align-anything is importable"
-            fi
+            choice="$(python -m guardrail.training.foreign --choose "$@")"
+            SFT_MODULE="$(python -c 'import json, sys; print(json.loads(sys.argv[1])["module"])' "$choice")"
+            return
         fi
     fi
     echo "trainer: $SFT_MODULE ($reason)" >&2
+}
+
+# Train with SFT_MODULE and the flags given. What another project's trainer leaves is recorded as ours records it.
+launch_trainer() {
+    local command=(deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_WHERE[@]}" --module "$SFT_MODULE")
+    if [[ "$SFT_MODULE" == guardrail.training.sft && "$NUM_PROCESSES" == 1 && -z "${HOSTFILE:-}" ]]; then
+        # One process needs no launcher: it makes the same DeepSpeed engine as the only rank, and the launcher's two
+        # processes cost more start-up time than its own.
+        if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
+        python -m "$SFT_MODULE" "$@"
+    elif [[ "$SFT_MODULE" == guardrail.training.sft ]]; then
+        launch "${command[@]}" "$@"
+    else
+        if [[ -n "${HOSTFILE:-}" ]]; then command=(python -m guardrail.core.nodes "$HOSTFILE" "${command[@]}"); fi
+        NUM_PROCESSES="$NUM_PROCESSES" python -m guardrail.training.foreign "${command[@]}" -- "$@"
+    fi
 }
 
 # Run a launcher, on every node of HOSTFILE, so that a user error stays one line with exit code 2.

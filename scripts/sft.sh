@@ -26,40 +26,33 @@ BF16="${BF16:-True}"                                           # False on a CPU 
 GRADIENT_CHECKPOINTING="${GRADIENT_CHECKPOINTING:-True}"       # False: faster, more memory
 BATCHING="${BATCHING:-padded}"                                 # length_grouped pads less, packed not at all (docs/training.md)
 SEED="${SEED:-42}"                                             # dropout and LoRA initialisation
-DATA_SEED="${DATA_SEED:-$SEED}"                                # row order; align-anything's trainer ignores it (always 0)
+DATA_SEED="${DATA_SEED:-$SEED}"                                # row order; align-anything's trainer always has order 0
 RUN_NAME="${RUN_NAME:-$(basename "$OUTPUT_DIR")}"              # name in Weights & Biases
 LOG_TYPE="${LOG_TYPE:-wandb}"                                  # wandb (offline without a key), tensorboard, none
 
-choose_trainer
-output_folder "$OUTPUT_DIR"
-export PROMPT_STYLE ZERO_STAGE_FILE="$DS_CONFIG" # align-anything reads these two from the environment
-
-# One process of our trainer needs no launcher: it makes the same DeepSpeed engine as the only rank, and the launcher's two
-# processes cost more start-up time than its own.
-TRAINER=(launch deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_WHERE[@]}" --module "$SFT_MODULE")
-if [[ "$SFT_MODULE" == guardrail.training.sft && "$NUM_PROCESSES" == 1 && -z "${HOSTFILE:-}" ]]; then
-    if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
-    TRAINER=(python -m "$SFT_MODULE")
-fi
-"${TRAINER[@]}" \
-    --log_run_name "$RUN_NAME" \
-    --log_type "$LOG_TYPE" \
-    --model_name_or_path "$BASE_MODEL" \
-    --train_datasets "$DATASET" \
-    --train_template "$TRAIN_TEMPLATE" \
-    --train_split "$SPLIT" \
-    --output_dir "$OUTPUT_DIR" \
-    --prompt_style "$PROMPT_STYLE" \
-    --epochs "$EPOCHS" \
-    --learning_rate "$LEARNING_RATE" \
-    --per_device_train_batch_size "$BATCH_SIZE" \
-    --gradient_accumulation_steps "$ACCUMULATION" \
-    --model_max_length "$MAX_LENGTH" \
-    --ds_cfgs "$DS_CONFIG" \
-    --bf16 "$BF16" \
-    --gradient_checkpointing "$GRADIENT_CHECKPOINTING" \
-    --batching "$BATCHING" \
-    --seed "$SEED" \
-    --data_seed "$DATA_SEED" \
-    --save_checkpoint False \
+FLAGS=(
+    --log_run_name "$RUN_NAME"
+    --log_type "$LOG_TYPE"
+    --model_name_or_path "$BASE_MODEL"
+    --train_datasets "$DATASET"
+    --train_template "$TRAIN_TEMPLATE"
+    --train_split "$SPLIT"
+    --output_dir "$OUTPUT_DIR"
+    --prompt_style "$PROMPT_STYLE"
+    --epochs "$EPOCHS"
+    --learning_rate "$LEARNING_RATE"
+    --per_device_train_batch_size "$BATCH_SIZE"
+    --gradient_accumulation_steps "$ACCUMULATION"
+    --model_max_length "$MAX_LENGTH"
+    --ds_cfgs "$DS_CONFIG"
+    --bf16 "$BF16"
+    --gradient_checkpointing "$GRADIENT_CHECKPOINTING"
+    --batching "$BATCHING"
+    --seed "$SEED"
+    --data_seed "$DATA_SEED"
+    --save_checkpoint False
     "$@"
+)
+choose_trainer "${FLAGS[@]}"
+output_folder "$OUTPUT_DIR"
+launch_trainer "${FLAGS[@]}"

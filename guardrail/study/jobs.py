@@ -68,6 +68,7 @@ class JobMaker:
         self.grid, self.study, self.trainer, self.ranks = grid, grid.study, trainer, ranks
         self.missing_ok = missing_ok
         self.jobs: dict[str, Job] = {}
+        self.trainer_content = keys.trainer_content(trainer, grid.folder)
         self.style = keys.style_hash(self.study.prompt_style)
         self.sources: dict[Source, str] = {}
         self.models: dict[str, str] = {}

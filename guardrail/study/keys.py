@@ -19,12 +19,13 @@ from typing import Any
 
 from guardrail.core.content import content_hash, hash_content
 from guardrail.core.errors import UserError
-from guardrail.core.files import hash_json
+from guardrail.core.files import hash_json, read_json
 from guardrail.core.hub import cached_commit
 from guardrail.core.options import decisive
 from guardrail.data.prompts import stop_strings, style_fingerprint
 from guardrail.data.rows import list_splits
 from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.training.trainers import OUR_TRAINER, trainer_hash
 
 # Raise a number when a change to the code changes what the stage's files say for the same inputs.
 STAGE_VERSIONS = {
@@ -141,6 +142,20 @@ def bench_hash(name: str, data: str | None) -> str:
         return source_hash(str(bench.local), bench.split) if list_splits(bench.local) else UNKNOWN
     found = hub_hash("dataset", bench.hub or name, bench.split)
     return hash_json([found, bench.keep, bench.unique]) if bench.keep else found
+
+
+def trainer_content(module: str, folder: Path) -> str:
+    """The content of another project's trainer; empty for ours, whose changes raise `STAGE_VERSIONS`.
+
+    Where its package is not installed (a report made elsewhere), the content that the study's schedule was made with.
+    """
+    if module == OUR_TRAINER:
+        return ""
+    if (content := trainer_hash(module)) is not None:
+        return content
+    schedule = folder / "jobs.json"
+    recorded = read_json(schedule) if schedule.is_file() else {}
+    return str(recorded.get("trainer_content")) if recorded.get("trainer") == module else "not installed"
 
 
 def style_hash(style: str) -> str:

@@ -11,7 +11,6 @@ are made first where they are missing: what a study reads from outside is part o
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import shutil
 from collections import Counter
@@ -24,28 +23,51 @@ from guardrail.core.files import read_json, write_json
 from guardrail.core.gpus import SLURM_JOB, split_names
 from guardrail.core.nodes import read_hostfile
 from guardrail.core.places import SANDBOX_DATA
-from guardrail.study.config import Study, build
+from guardrail.study.config import Study, Training, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.hub_names import refresh_hub_names
 from guardrail.study.jobs import Job, job_states
-from guardrail.study.keys import Key
+from guardrail.study.keys import Key, trainer_content
 from guardrail.study.leases import CPU_MACHINE, Machine
 from guardrail.study.processes import Process, make_processes
 from guardrail.study.records import Product, State, failed_at
-from guardrail.study.training_jobs import OUR_TRAINER as OUR_TRAINER
+from guardrail.study.training_jobs import training_config
+from guardrail.training import trainers
+from guardrail.training.config import SFTConfig
+from guardrail.training.trainers import OUR_TRAINER
 
 JOBS_FILE = "jobs.json"
 MARKERS = ".run"
-ALIGN_ANYTHING_TRAINER = "align_anything.trainers.text_to_text.sft"
 N_REASONS = 12
 
 
-def choose_trainer() -> str:
-    """The trainer that scripts/setup.sh would choose: `SFT_MODULE`, align-anything's when it is there, else ours."""
-    if named := os.environ.get("SFT_MODULE"):
-        return named
-    return ALIGN_ANYTHING_TRAINER if importlib.util.find_spec("align_anything") is not None else OUR_TRAINER
+def choose_trainer(study: Study, import_it: bool = True) -> str:
+    """The trainer of every training of the study: `SFT_MODULE`, align-anything's where it is there and can, else ours.
+
+    Raises ``UserError`` where `SFT_MODULE` names one that cannot do what the study asks for.
+    """
+    designs = study.all_designs  # adapters are trained by ours whatever is chosen
+    aligns = any(design.alignment != "adapter" for design in designs)
+    tunes = any(design.method == "full" for design in designs)
+    blocks = [study.alignment] * aligns + [study.fine_tuning] * tunes
+    asked = [(training_config(study, block, seed), settings_of(block)) for block in blocks for seed in study.seeds]
+    module, reason = trainers.choose_trainer(asked, import_it)
+    if module != OUR_TRAINER and asked:
+        trainers.check_package(module)
+        for config, given in asked:
+            trainers.refuse(module, config, given)
+        for name, values in trainers.not_honoured(module, asked[0][0]).items():
+            log(f"{module.split('.')[0]}: {name} is {values['done']!r} in every training")
+    if module != OUR_TRAINER or "not installed" not in reason:
+        log(f"trainer: {module} ({reason})")
+    return module
+
+
+def settings_of(training: Training) -> set[str]:
+    """What a study file sets in a training block: everything that is not the trainer's own default."""
+    defaults = {item.name: item.default for item in dataclasses.fields(SFTConfig)}
+    return {name for name, value in dataclasses.asdict(training).items() if value != defaults.get(name, value)}
 
 
 def to_run(jobs: dict[str, Job], states: dict[str, dict[str, State]]) -> list[str]:
@@ -75,7 +97,7 @@ def recorded_setup(grid: Grid) -> tuple[str, int]:
     """Trainer and ranks of the last schedule of this study; this machine's without one."""
     path = grid.folder / JOBS_FILE
     if not path.is_file():
-        return choose_trainer(), 1
+        return choose_trainer(grid.study, import_it=False), 1
     content = read_json(path)
     return content["trainer"], content["ranks"]
 
@@ -94,6 +116,7 @@ def write_schedule(
         "study": grid.study.name,
         "root": str(grid.folder),
         "trainer": trainer,
+        "trainer_content": trainer_content(trainer, grid.folder),
         "ranks": ranks,
         "machine": dataclasses.asdict(machine),
         "jobs": [dataclasses.asdict(job) for job in jobs.values()],
@@ -191,7 +214,7 @@ def dry_run(grid: Grid, ranks: int, machine: Machine = CPU_MACHINE) -> dict[str,
     ``n_run`` and ``run``: the processes that would be started.
     """
     refresh_hub_names(grid.study)
-    jobs = make_jobs(grid, choose_trainer(), all_ranks(ranks))
+    jobs = make_jobs(grid, choose_trainer(grid.study), all_ranks(ranks))
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
     processes = make_processes(jobs, names, machine)
@@ -224,9 +247,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
     if grid.study.sandbox:
         make_sandbox_models(grid.study)
-    if args.failed_since is None:  # a run reads one state of the hub
+    if args.failed_since is None:  # a run reads one state of the hub, and has one trainer
         refresh_hub_names(grid.study)
-    trainer, ranks = choose_trainer(), all_ranks(args.ranks)
+    trainer = choose_trainer(grid.study) if args.failed_since is None else recorded_setup(grid)[0]
+    ranks = all_ranks(args.ranks)
     jobs = make_jobs(grid, trainer, ranks)
     states = job_states(grid, jobs)
     names = to_run(jobs, states)

@@ -9,15 +9,15 @@ from guardrail.data.mix import MixConfig
 from guardrail.similarity.representations.options import ExtractionConfig
 from guardrail.similarity.selection.options import SelectionConfig, file_stem
 from guardrail.similarity.selection.options import needs as selector_needs
-from guardrail.study.config import Lora, Training
+from guardrail.study.config import Lora, Study, Training
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
 from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import deciding, make_key
 from guardrail.study.processes import MIX, SUBSETS
 from guardrail.training.config import SFTConfig
+from guardrail.training.trainers import OUR_TRAINER, as_trained
 
-OUR_TRAINER = "guardrail.training.sft"
 TRAIN_TEMPLATE = "UltraChat"  # the formatter of scripts/sft*.sh
 
 
@@ -34,6 +34,21 @@ def training_variables(training: Training) -> dict[str, Any]:
         "GRADIENT_CHECKPOINTING": training.gradient_checkpointing,
         "BATCHING": training.batching,
     }
+
+
+def training_config(study: Study, training: Training, seed: int, **adapters: Any) -> SFTConfig:
+    """A `Training` block, and options of adapters, as the configuration of the trainer, without paths."""
+    return SFTConfig(
+        model_name_or_path="",
+        train_datasets="",
+        train_template=TRAIN_TEMPLATE,
+        output_dir="",
+        seed=seed,
+        data_seed=seed,
+        prompt_style=study.prompt_style,
+        **{name: value for name, value in dataclasses.asdict(training).items() if name != "method"},
+        **adapters,
+    )
 
 
 def representations(maker: JobMaker, name: str) -> None:
@@ -191,18 +206,10 @@ def training(
         training, adapters = lora_training(training, maker.study.lora)
         trainer = OUR_TRAINER
     settings = training_variables(training)
-    config = SFTConfig(
-        model_name_or_path="",
-        train_datasets="",
-        train_template=TRAIN_TEMPLATE,
-        output_dir="",
-        seed=seed,
-        data_seed=seed,
-        prompt_style=maker.study.prompt_style,
-        **{name: value for name, value in dataclasses.asdict(training).items() if name != "method"},
-        **adapters,
-    )
+    config = as_trained(trainer, training_config(maker.study, training, seed, **adapters))
     options = deciding(config, "train_split") | {"trainer": trainer, "ranks": maker.ranks}
+    if trainer != OUR_TRAINER:  # another project's code counts by its content, ours by its version
+        inputs = {**inputs, "trainer": maker.trainer_content}
     needs = {role: maker.key_of(job) for role, job in upstream.items()}
     settings |= {
         "SEED": seed,

@@ -114,3 +114,16 @@ def test_supported_pythons_are_the_documented_ones():
 
 def test_the_extras_are_there():
     assert {"vllm", "align-anything", "lm-eval", "dev"} <= set(EXTRAS)
+
+
+def test_one_environment_with_align_anything():
+    """What align-anything declares is pinned, and everything that it does not decide is as in the default stack."""
+    theirs = {canonicalize_name(pin.name): pin for pin in pins("requirements-align-anything.txt")}
+    ours = {canonicalize_name(pin.name): pin for pin in pins("requirements.txt") if applies(pin, "3.11")}
+    declared = ("torch", "torchvision", "torchaudio", "transformers", "datasets", "tokenizers", "accelerate", "deepspeed")
+    declared += ("wandb", "tensorboard", "tqdm", "rich", "diffusers", "peft", "gradio", "librosa", "soundfile")
+    assert set(declared) <= set(theirs)
+    assert set(ours) <= set(theirs)  # our tests run there, too
+    older = {name for name in ours if theirs[name].specifier != ours[name].specifier}
+    assert older == {"torch", "transformers", "tokenizers", "accelerate", "deepspeed", "datasets", "pandas"}
+    assert theirs["align-anything"].url is not None
