@@ -201,7 +201,8 @@ def training(
     Adapters (``method`` lora) are always trained by this project's trainer, which alone stores them as later stages
     read them.
     """
-    adapters, trainer = {}, maker.trainer
+    adapters: dict[str, Any] = {}
+    trainer = maker.trainer
     if method == "lora":
         training, adapters = lora_training(training, maker.study.lora)
         trainer = OUR_TRAINER

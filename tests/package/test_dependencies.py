@@ -120,7 +120,16 @@ def test_one_environment_with_align_anything():
     """What align-anything declares is pinned, and everything that it does not decide is as in the default stack."""
     theirs = {canonicalize_name(pin.name): pin for pin in pins("requirements-align-anything.txt")}
     ours = {canonicalize_name(pin.name): pin for pin in pins("requirements.txt") if applies(pin, "3.11")}
-    declared = ("torch", "torchvision", "torchaudio", "transformers", "datasets", "tokenizers", "accelerate", "deepspeed")
+    declared = (
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "accelerate",
+        "deepspeed",
+    )
     declared += ("wandb", "tensorboard", "tqdm", "rich", "diffusers", "peft", "gradio", "librosa", "soundfile")
     assert set(declared) <= set(theirs)
     assert set(ours) <= set(theirs)  # our tests run there, too
