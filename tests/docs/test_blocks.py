@@ -30,7 +30,7 @@ MARK = re.compile(r"<!-- (not run|run by)[: ] ?(.+?) -->")
 FOREIGN_FLAGS = {
     *("--include", "--module", "--multi_gpu", "--num_processes", "--num_machines", "--gpu_ids", "--cpu"),
     *("--profile", "--build-arg", "--plan", "--dry-run", "--unlock", "--help", "--durations", "--strict"),
-    *("--dist", "--nolock", "--local-dir"),
+    *("--dist", "--nolock", "--local-dir", "--align-anything"),
 }
 # Files that a page asks the reader to write, or shows as an example.
 EXAMPLES = {

@@ -91,7 +91,7 @@ def test_a_training_that_was_killed_has_no_record_and_runs_again(toy, package):
         run_job(toy.grid.folder, jobs, need, {})
     first = toy.grid.folder / jobs[name].product().files[0]
 
-    def killed(root, job, shell):
+    def killed(*_):
         first.mkdir(parents=True)
         (first / "config.json").write_text("{}")
         raise Stopped
