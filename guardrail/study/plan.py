@@ -123,7 +123,7 @@ def plan_parts(
     node = node or node_of(study.sandbox, os.environ)
     book = Book(parse_changes(os.environ.get("PLAN_ASSUME", "") if assume is None else assume))
     if node.here and ranks is not None:
-        trainer, ranks = choose_trainer(), all_ranks(ranks)
+        trainer, ranks = choose_trainer(study, import_it=False), all_ranks(ranks)
     else:
         trainer, recorded = recorded_setup(grid)
         ranks = max(recorded, node.n_gpus if node.gpu else 1)

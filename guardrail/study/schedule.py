@@ -45,6 +45,8 @@ N_REASONS = 12
 def choose_trainer(study: Study, import_it: bool = True) -> str:
     """The trainer of every training of the study: `SFT_MODULE`, align-anything's where it is there and can, else ours.
 
+    Without ``import_it`` (a plan) nothing is imported, and the trainer that `SFT_MODULE` names need not be here.
+
     Raises ``UserError`` where `SFT_MODULE` names one that cannot do what the study asks for.
     """
     designs = study.all_designs  # adapters are trained by ours whatever is chosen
@@ -54,7 +56,8 @@ def choose_trainer(study: Study, import_it: bool = True) -> str:
     asked = [(training_config(study, block, seed), settings_of(block)) for block in blocks for seed in study.seeds]
     module, reason = trainers.choose_trainer(asked, import_it)
     if module != OUR_TRAINER and asked:
-        trainers.check_package(module)
+        if import_it:
+            trainers.check_package(module)
         for config, given in asked:
             trainers.refuse(module, config, given)
         for name, values in trainers.not_honoured(module, asked[0][0]).items():

@@ -111,6 +111,7 @@ def test_a_training_that_was_killed_has_no_record_and_runs_again(toy, package):
     ("changes", "words"),
     [
         ({"fine_tuning": {"bf16": False, "ds_cfgs": "ds_z0_config.json"}}, "float32 under ZeRO 3 only"),
+        ({"fine_tuning": {"batching": "packed"}}, "batching is always 'padded', not 'packed'"),
         ({"alignment": {"ds_cfgs": "ds_z4_config.json"}}, "no DeepSpeed file 'ds_z4_config.json'"),
     ],
 )
