@@ -18,7 +18,6 @@ import dataclasses
 import importlib.metadata
 import math
 import os
-import re
 import shutil
 import sys
 import time
@@ -38,6 +37,7 @@ from guardrail.core.files import (
     write_jsonl,
 )
 from guardrail.core.launch import launch
+from guardrail.core.nodes import read_hostfile
 from guardrail.core.options import options_of, read_options
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.models.checkpoints import SLICE, resolve_checkpoint
@@ -97,8 +97,7 @@ def _text(value: Any) -> str:
 def count_ranks() -> int:
     """Processes of the training: those of this node, or the slots of all nodes in ``HOSTFILE``."""
     if hostfile := os.environ.get("HOSTFILE"):
-        slots = re.findall(r"^[^#\n]*\bslots=(\d+)", Path(hostfile).read_text(encoding="utf-8"), re.MULTILINE)
-        return sum(map(int, slots)) or 1
+        return sum(node.slots for node in read_hostfile(Path(hostfile)))
     return int(os.environ.get("NUM_PROCESSES") or 1)
 
 
