@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import stages
 import toy_world
 import two_nodes
 from toys import REPOSITORY
@@ -84,20 +85,28 @@ def test_training_on_two_nodes_equals_two_ranks_on_one(world, run, tmp_path):
 def test_extraction_on_two_nodes_equals_one_process(world, run, tmp_path):
     import torch
 
-    found = []
-    for name in ("one", "two"):
-        variables = {"MODEL": world / "chat", "MODEL_ID": "chat", "DATASET_DATA": world / "chat.jsonl"}
-        run("get_representation.sh", two=name == "two", DATASET_FOLDER=tmp_path / name, **variables)
-        found.append(torch.load(tmp_path / name / "reps" / "chat" / "reps-full.pt", weights_only=True))
-    assert len(found[0]) == len(toy_world.THINGS)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)  # other rows share a batch
+    plain = ["--model_id=chat", f"--model_name_or_path={world / 'chat'}", f"--dataset_data={world / 'chat.jsonl'}"]
+    stages.main_of("similarity/get_representation.py")([*plain, f"--dataset_folder={tmp_path / 'one'}"])
+    variables = {"MODEL": world / "chat", "MODEL_ID": "chat", "DATASET_DATA": world / "chat.jsonl"}
+    run("get_representation.sh", two=True, DATASET_FOLDER=tmp_path / "two", **variables)
+    files = [tmp_path / name / "reps" / "chat" / "reps-full.pt" for name in ("one", "two")]
+    one, two = (torch.load(file, weights_only=True) for file in files)
+    assert len(one) == len(toy_world.THINGS)
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # other rows share a batch
 
 
 def test_safety_answers_on_two_nodes_equal_one_process(world, run, tmp_path):
-    found = []
-    for name in ("one", "two"):
-        variables = {"MODEL": world / "chat", "BENCH": world / "prompts.jsonl", "SAVE_PATH": tmp_path / name}
-        run("eval_safety.sh", two=name == "two", MAX_NEW_TOKENS=8, DTYPE="float32", **variables)
-        rows = json.loads((tmp_path / name / "results.json").read_text())["results"]
-        found.append({row["id"]: row["completion"] for row in rows})
-    assert len(found[0]) == 4 and found[0] == found[1]
+    plain = [
+        f"--model_name_or_path={world / 'chat'}",
+        "--torch_dtype=float32",
+        "--max_new_tokens=8",
+        "--evaluator=none",
+    ]
+    plain += [f"--safety_bench={world / 'prompts.jsonl'}", f"--save_path={tmp_path / 'one'}", "--do_sample=True"]
+    plain += ["--model_family=llama2_base", "--prompt_style=llama2_base", "--eval_template=plain", "--seed=0"]
+    stages.main_of("eval_safety.py")(plain)
+    variables = {"MODEL": world / "chat", "BENCH": world / "prompts.jsonl", "SAVE_PATH": tmp_path / "two"}
+    run("eval_safety.sh", two=True, MAX_NEW_TOKENS=8, DTYPE="float32", **variables)
+    results = [json.loads((tmp_path / name / "results.json").read_text())["results"] for name in ("one", "two")]
+    one, two = ({row["id"]: row["completion"] for row in rows} for rows in results)
+    assert len(one) == 4 and one == two

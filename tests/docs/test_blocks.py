@@ -28,6 +28,7 @@ LANGUAGES = ("bash", "python", "yaml", "json", "text", "bibtex")
 MARK = re.compile(r"<!-- (not run|run by)[: ] ?(.+?) -->")
 # Flags of other programs: launchers, Snakemake, docker, pip, pytest, and what a shell script of ours takes itself.
 FOREIGN_FLAGS = {
+    "--nodes",  # sbatch
     *("--include", "--module", "--multi_gpu", "--num_processes", "--num_machines", "--gpu_ids", "--cpu"),
     *("--profile", "--build-arg", "--plan", "--dry-run", "--unlock", "--help", "--durations", "--strict"),
     *("--dist", "--nolock", "--local-dir", "--align-anything"),

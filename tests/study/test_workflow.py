@@ -105,7 +105,7 @@ def files_of_a_study(outputs: Path) -> dict[Path, int]:
     """Everything but the scheduler's own files, with the times of change."""
     own = ("jobs.json", ".lock", "study_config.json")
     files = [path for path in (outputs / NAME).rglob("*") if path.is_file() and path.name not in own]
-    return {path: path.stat().st_mtime_ns for path in files if "/.run/" not in str(path)}
+    return {path: path.stat().st_mtime_ns for path in files if not {".run", ".steps"} & set(path.parts)}
 
 
 def test_one_arm_killed_once_and_continued(world, tmp_path):
