@@ -55,7 +55,7 @@ def commands(world: Path, out: Path) -> dict[str, tuple[list[str], dict[str, str
     extract = ["--dataset_folder", str(out), "--model_id", "m", "--model_name_or_path", model, *STYLE]
     reps = str(world / "reps.pt")
     select = ["similarity/get_top_similarity_dataset_reps_general.py", "--dataset_folder", str(out / "subsets")]
-    mix = ["--instruct", rows, "--safety", rows, "--out", str(out / "mixed"), "--split", "train"]
+    mix = ["--instruct", rows, "--safety", str(world / "refusals.jsonl"), "--out", str(out / "mixed"), "--task", "t"]
     config = str(out / "startup" / "study_config.json")
     return {
         "evaluate": (["python", *answer, "--safety_bench", str(world / "bench.jsonl"), "--save_path", str(out)], {}),
@@ -77,7 +77,7 @@ def commands(world: Path, out: Path) -> dict[str, tuple[list[str], dict[str, str
             ],
             {},
         ),
-        "mix": (["python", "datasets/mix.py", *mix], {}),
+        "mix": (["python", "datasets/mix.py", *mix, "--sim", "random", "--size", "1"], {}),
         "train": (["bash", "scripts/sft.sh", "--max_steps", "1", "--cache_dir", str(out)], variables),
         "check": (["python", "-m", "guardrail.study.check", str(world / "study.yaml"), "--outputs", str(out)], {}),
         "schedule": (["python", "-m", "guardrail.study.schedule", config, "--outputs", str(out)], {}),
@@ -110,6 +110,7 @@ def make_world(folder: Path) -> None:
         save_tokenizer(tokenizer, folder / name)
     rows = [{"id": f"row-{i}", "instruction": text, "input": "", "output": text} for i, text in enumerate(words)]
     write_jsonl(folder / "rows.jsonl", rows)
+    write_jsonl(folder / "refusals.jsonl", ({"prompt": f"Hide it. {text}", "response": "No."} for text in words))
     write_jsonl(folder / "bench.jsonl", ({"instruction": text, "category": "x"} for text in words[:2]))
     write_json(folder / "answers.json", [{"prompt": text, "response": text} for text in words[:2]])
     torch.save(torch.randn(len(rows), 8), folder / "reps.pt")
