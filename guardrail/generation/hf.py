@@ -37,6 +37,12 @@ class HFBackend(Backend):
         self.device = device
         self.budget = Budget(self.unit_tokens, self.unit_rows)
 
+    def use(self, model: Any, tokenizer: Any) -> None:
+        """Generate with a model that is in memory already, as it is: whole, on one device, in its own dtype."""
+        self.model, self.tokenizer = model, tokenizer
+        self.context_tokens = getattr(model.config, "max_position_embeddings", None)
+        self.torch_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+
     @functools.cached_property
     def model(self) -> Any:
         return load_causal_lm(self.model_name_or_path, self.torch_dtype, self.device, self.trust_remote_code)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 from guardrail.training.defences import make_defence
+from guardrail.training.observe import Observer, check_stage, undisturbed
 
 RUN_FILE = "run.json"
 LOSS_FILE = "losses.jsonl"
@@ -42,17 +43,26 @@ LOSS_FILE = "losses.jsonl"
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train as ``argv`` says; returns the paths written and the headline numbers."""
-    config = parse_config(argv)
+    return run_training(parse_config(argv))
+
+
+def run_training(config: SFTConfig, observer: Observer | None = None) -> dict[str, Any]:
+    """The run that ``config`` asks for, unless it is done; `main`'s result.
+
+    ``observer`` looks at the model meanwhile and changes nothing (`guardrail.training.observe`).
+    """
     keep_inputs("output_dir", config.output_dir, paths_read(config))
     unanswered: list[str] = []
     rows, eval_rows = load_all_rows(config, unanswered)
     inputs = input_hashes(config, rows, eval_rows)
     mark = fingerprint(training_key_options(config), inputs)
+    if observer is not None:
+        observer.begin(mark)
     finished = finished_run(config, mark)
-    if finished is not None:
+    if finished is not None and (observer is None or observer.is_complete()):
         log(f"nothing to do: {config.output_dir} holds this run already")
         return finished
-    return train(config, rows, eval_rows, inputs, mark, unanswered)
+    return train(config, rows, eval_rows, inputs, mark, unanswered, observer)
 
 
 def paths_read(config: SFTConfig) -> dict[str, Path]:
@@ -157,6 +167,7 @@ def train(
     inputs: dict[str, Any],
     mark: str,
     unanswered: list[str],
+    observer: Observer | None = None,
 ) -> dict:
     """Everything that needs torch: engine, loop, files. ``unanswered``: ids of the rows left out while loading."""
     from guardrail.models.imports import lean_transformers
@@ -169,6 +180,7 @@ def train(
         init_distributed,
         load_model,
         resolved_deepspeed_config,
+        zero_stage,
     )
     from guardrail.training.logs import RunLog, flops_per_token, peak_memory_bytes
     from guardrail.training.loop import Trainer, evaluation_loss
@@ -203,6 +215,8 @@ def train(
 
     torch_seed(config.seed)
     ds_config = resolved_deepspeed_config(config, world_size())
+    if observer is not None:
+        check_stage(zero_stage(ds_config))
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
     if is_main():
@@ -223,6 +237,12 @@ def train(
     eval_data = encode(eval_rows) if eval_rows else None
     eval_losses: list[dict[str, float]] = []
     states, weights, evals = pause_steps(config, per_epoch, n_steps, bool(eval_rows))
+    looks = frozenset(observer.steps(n_steps)) if observer is not None else frozenset()
+
+    def look(step: int) -> None:
+        if observer is not None and step in looks:
+            with undisturbed(engine.module):
+                observer.look(step, engine.module, tokenizer)
 
     def evaluate(step: int) -> None:
         assert eval_data is not None
@@ -234,6 +254,7 @@ def train(
     def on_pause(step: int) -> None:
         if step in evals:
             evaluate(step)
+        look(step)
         if step in states:
             checkpoint.save_state(engine, config, mark, step, trainer.losses)
         if step in weights:
@@ -243,8 +264,10 @@ def train(
     trainer.on_log, trainer.on_pause = run_log.train, on_pause
     if eval_rows and not start_step:
         evaluate(0)
+    if not start_step:
+        look(0)
     training_started = time.perf_counter()
-    losses = trainer.train(n_steps, states | weights | evals, start_step)
+    losses = trainer.train(n_steps, states | weights | evals | looks, start_step)
     training_sec = time.perf_counter() - training_started
     folder = checkpoint.save_weights(engine, tokenizer, config, defence)
     run_log.close()
@@ -334,9 +357,9 @@ def torch_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def main_and_leave() -> dict[str, Any]:
-    """``main``, then leave the process group that it may have joined."""
-    result = main()
+def and_leave(entry: Callable[[], dict[str, Any]] = main) -> dict[str, Any]:
+    """The result of ``entry``; the process group that it may have joined is left."""
+    result = entry()
     import sys
 
     distributed = sys.modules.get("torch.distributed")
@@ -346,4 +369,4 @@ def main_and_leave() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main_and_leave)
+    run(and_leave)

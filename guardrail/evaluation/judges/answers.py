@@ -10,7 +10,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_json, read_json, read_jsonl
 
-CARRIED = ("category", "kind", "format", "seed")
+CARRIED = ("category", "kind", "format", "seed", "prompt_id", "step")
 
 
 @dataclass(frozen=True)
