@@ -46,6 +46,9 @@ SAFETY, OVER_REFUSAL = f"{FOLDER}/safety/results.json", f"{FOLDER}/over_refusal/
 TASK = f"{FOLDER}/task.json"
 STAGE = "trajectory"
 SEPARATOR = "@"
+UNIT_ROWS = (
+    512  # a bench in one batch where its tokens allow it: a probe is short, and a step of decoding costs the same
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,7 @@ def answers(step: int, model: Any, tokenizer: Any, asked: SafetyConfig, prompts:
     from guardrail.generation.hf import HFBackend
     from guardrail.generation.interface import Request, check_complete, plan_units
 
-    backend = HFBackend("", stops=stop_strings(asked.style))
+    backend = HFBackend("", stops=stop_strings(asked.style), unit_rows=UNIT_ROWS)
     backend.use(model, tokenizer)
     requests = [Request(prompt.id, 0, prompt.ids) for prompt in prompts]
     units = plan_units(requests, asked.max_new_tokens, backend.unit_tokens, backend.unit_rows)

@@ -132,14 +132,20 @@ class Training:
 
 @dataclass(frozen=True)
 class FineTuning(Training):
-    """Fine-tuning of an aligned model: all weights (``full``) or adapters alone (``lora``)."""
+    """Fine-tuning of an aligned model: all weights (``full``) or adapters alone (``lora``).
+
+    ``probes``: how often the guardrail is looked at along the training (docs/survival.md); 0: before and after only.
+    """
 
     method: str = "full"
+    probes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in METHODS:
             raise unknown("method of fine_tuning", self.method, METHODS)
+        if self.probes < 0 or self.probes == 1:
+            raise UserError(f"fine_tuning.probes is {self.probes}; expected 0 (none) or at least 2, such as 14")
 
 
 # every judge that is registered, but for the two whose columns a study always has

@@ -11,6 +11,7 @@ from guardrail.study.config import TASK_SUBSETS
 from guardrail.study.evaluation_jobs import evaluate
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, JobMaker
+from guardrail.study.probe_jobs import judge_probes
 from guardrail.study.training_jobs import (
     align,
     aligned_name,
@@ -50,4 +51,6 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
         evaluate(maker, f"aligned/{alignment.name}/seed{alignment.seed}", aligned_name(alignment), tasks)
     for cell in grid.cells:
         evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task])
+        if study.fine_tuning.probes:
+            judge_probes(maker, cell, tuned_name(cell))
     return maker.jobs

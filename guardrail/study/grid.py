@@ -5,7 +5,7 @@ outputs/<study>/
   similarity/<task>/<subset>_<size>/     selections
   data/                                  training splits (instruct + subset), hub layout
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
-  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint and its evaluation/ (`_lora` behind it: by adapters)
+  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters)
   base/                                  evaluation of the base model
   study.json  tables/  figures/
 """
@@ -20,6 +20,8 @@ from guardrail.study.config import TASK_SUBSETS, Design, Study
 
 SAFETY_FILE = "evaluation/safety/beaver-dam.json"
 OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
+PROBE_SAFETY_FILE = "probes/safety/beaver-dam.json"
+PROBE_REFUSALS_FILE = "probes/over_refusal/key-word.json"
 SIZELESS = ("full", "none")
 MIXED = Design()
 

@@ -39,6 +39,9 @@ STAGE_VERSIONS = {
     "judge": 1,
     "over_refusal": 1,
     "utility": 1,
+    "trajectory": 1,
+    "probe_harmfulness": 1,
+    "probe_refusals": 1,
 }
 UNKNOWN = "not there yet"  # the content of a model that an earlier step makes; no result can carry such a key
 MODEL_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".bin", ".txt", ".tiktoken")

@@ -9,6 +9,7 @@ from guardrail.data.mix import MixConfig
 from guardrail.similarity.representations.options import ExtractionConfig
 from guardrail.similarity.selection.options import SelectionConfig, file_stem
 from guardrail.similarity.selection.options import needs as selector_needs
+from guardrail.study import probe_jobs
 from guardrail.study.config import Lora, Study, Training
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
@@ -18,6 +19,7 @@ from guardrail.study.processes import MIX, SUBSETS
 from guardrail.training.config import SFTConfig
 from guardrail.training.trainers import OUR_TRAINER, as_trained
 
+TRAINER_FLAGS = tuple(item.name for item in dataclasses.fields(Training))
 TRAIN_TEMPLATE = "UltraChat"  # the formatter of scripts/sft*.sh
 
 
@@ -46,7 +48,7 @@ def training_config(study: Study, training: Training, seed: int, **adapters: Any
         seed=seed,
         data_seed=seed,
         prompt_style=study.prompt_style,
-        **{name: value for name, value in dataclasses.asdict(training).items() if name != "method"},
+        **{name: value for name, value in dataclasses.asdict(training).items() if name in TRAINER_FLAGS},
         **adapters,
     )
 
@@ -195,8 +197,11 @@ def training(
     upstream: dict[str, str],
     log: str,
     method: str = "full",
+    probed: Cell | None = None,
 ) -> None:
     """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow.
+
+    A ``probed`` cell is trained by the same trainer, which is looked at (`guardrail.study.probe_jobs`).
 
     Adapters (``method`` lora) are always trained by this project's trainer, which alone stores them as later stages
     read them.
@@ -225,6 +230,11 @@ def training(
     products = {"checkpoint": (key, files)}
     settings |= variables
     flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()]
+    if probed is not None:
+        probe_jobs.check_trainer(trainer)
+        more, products[probe_jobs.PRODUCT] = probe_jobs.probes(maker, probed, folder, key)
+        flags += more
+        settings["SFT_MODULE"] = probe_jobs.MODULE
     maker.add(name, stage, title, [script, *flags], settings, products, list(upstream.values()), log, gpus="all")
 
 
@@ -284,6 +294,7 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         {"model": aligned_name(cell.alignment)},
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
         cell.design.method,
+        cell if maker.study.fine_tuning.probes else None,
     )
 
 

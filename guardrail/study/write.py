@@ -22,7 +22,7 @@ from guardrail.study.report.tables import harmfulness_table, study_tables, witho
 from guardrail.study.results import Results, collect
 from guardrail.study.schedule import recorded_setup
 
-VERSION = 3  # raise when tables, figures or report change for the same results
+VERSION = 4  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 
@@ -33,10 +33,11 @@ def inputs_key(results: Results, config: dict[str, Any]) -> str:
 
 def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
-    from guardrail.study.analysis import analyse
+    from guardrail.study.analysis import PAIRS, analyse
     from guardrail.study.properties import describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
     from guardrail.study.report.headline import headline
+    from guardrail.study.trajectories import survival
 
     result = collect(results)
     finished = {cell for cell, row in zip(results.grid.cells, result["cells"], strict=True) if not without_numbers(row)}
@@ -48,6 +49,8 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
         statistics = {"reason": str(error)}
     run_record = result.pop("run")
     result |= {"subsets": subsets, "statistics": statistics}
+    if (lasting := survival(results, finished, subsets, PAIRS)) is not None:
+        result["survival"] = lasting
     result |= {"headline": headline(result).as_dict(), "run": run_record}
     return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
 
@@ -56,11 +59,12 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
     from guardrail.study.report.figures import draw_figures
     from guardrail.study.report.page import write_report
+    from guardrail.study.report.survival import survival_tables
     from guardrail.study.tracking import log_summary
 
     for folder in (grid.folder, grid.folder / "tables", grid.folder / "figures"):
         clear_leftovers(folder)
-    tables = study_tables(result)
+    tables = study_tables(result) + survival_tables(result.get("survival"))
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)

@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from guardrail.core.files import write_json, write_jsonl, write_text
+from guardrail.evaluation.trajectory import OVER_REFUSAL, SAFETY, TASK
 from guardrail.study import write
 from guardrail.study.config import Source, Study, as_dict, build
 from guardrail.study.dag import make_jobs
-from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, Grid, utility_file
+from guardrail.study.grid import (
+    OVER_REFUSAL_FILE,
+    PROBE_REFUSALS_FILE,
+    PROBE_SAFETY_FILE,
+    SAFETY_FILE,
+    Grid,
+    utility_file,
+)
 from guardrail.study.records import clear_product, write_failure, write_record
 from guardrail.study.results import Results
 from guardrail.study.schedule import OUR_TRAINER
@@ -121,6 +129,29 @@ def write_checkpoint(folder: Path, rate: float, tasks: list[str], seed: int, n_s
     write_json(folder / "slice_end" / "config.json", {})
 
 
+PROBE_STEPS = (0, 1, 2, 4, 8, 16, 40)
+
+
+def write_probes(folder: Path, half_life: float, seed: int, n_prompts: int = 42) -> None:
+    """Judged probes of one fine-tuning: prompts fall at exponential times with this median; some are safe again."""
+    rng = np.random.default_rng(seed)
+    ease = np.exp(0.5 * np.random.default_rng(0).normal(size=n_prompts))
+    times = rng.exponential(half_life / np.log(2), n_prompts) * ease
+    before = rng.random(n_prompts) < 0.05
+    rows, benign = [], []
+    for step in PROBE_STEPS:
+        for i in range(n_prompts):
+            harmful = bool(before[i] or times[i] <= step) and not (i % 11 == 3 and step == 16)
+            rows.append({"id": f"p{i}@{step}", "prompt_id": f"p{i}", "step": step, "sample": 0, "harmful": harmful})
+        for i in range(10):
+            refused = i < 1 + (step == 0)
+            benign.append({"id": f"b{i}@{step}", "prompt_id": f"b{i}", "step": step, "sample": 0, "refusal": refused})
+    for file in (SAFETY, TASK, OVER_REFUSAL):
+        write_json(folder / file, {"results": []})
+    write_json(folder / PROBE_SAFETY_FILE, {"judgements": rows})
+    write_json(folder / PROBE_REFUSALS_FILE, {"judgements": benign})
+
+
 def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_samples: int = 1) -> Results:
     """Write every result with its record; ``effect``: how much more harmful ``high`` ends. ``skip``: cell names."""
     tasks = list(grid.study.tasks)
@@ -132,6 +163,9 @@ def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_sample
             continue
         rate = {"list": 0.25, "pure_bad": 0.6}[cell.task] + (effect if "high" in cell.subset else 0.0)
         write_checkpoint(grid.cell_folder(cell), rate, [cell.task], 1000 + number, n_samples)
+        if grid.study.fine_tuning.probes:
+            half_life = {"list": 12.0, "pure_bad": 3.0}[cell.task] * (1 - effect if "high" in cell.subset else 1)
+            write_probes(grid.cell_folder(cell), half_life, 2000 + number)
     write_sources(grid.study)
     return stamp(grid)
 

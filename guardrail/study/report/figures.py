@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
+from guardrail.study.report.survival import survival_figure
 from guardrail.study.results import Results
 
 INITIAL, FINAL = "#0072B2", "#D55E00"
@@ -44,6 +45,8 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
     statistics = result.get("statistics", {})
     arms = [arm for arm in statistics.get("arms", []) if arm["status"] == "done"]
     jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+    if lasting := result.get("survival", {}).get("arms"):
+        jobs["survival"] = (survival_figure, (lasting, style, _subset_legend))
     if statistics.get("arms"):
         jobs["harmfulness"] = (harmfulness, (statistics["arms"], result["base"]))
     if len(statistics.get("observations", [])) > 2:

@@ -22,6 +22,11 @@ JUDGE_NAMES = {
     "openai": "the rubric judge",
 }
 FIGURE_TEXT = {
+    "survival": (
+        "How long the guardrails last",
+        "Share of the safety prompts that have not yet been answered harmfully, along the fine-tuning (logarithmic "
+        "scale). Bands: 95% over prompts (and seeds, if several). Where a line crosses 50% is the half-life.",
+    ),
     "harmfulness": (
         "Harmfulness before and after",
         "Open: aligned. Filled: after fine-tuning. Lines: 95% intervals over prompts (and seeds, if several).",

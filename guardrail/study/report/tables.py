@@ -1,6 +1,6 @@
 """The tables of a study, and the one model behind them: Markdown, CSV, LaTeX (booktabs) and HTML rows.
 
-`study_tables` is the list of them, made from `study.json` alone.
+`study_tables` is the list of them, made from `study.json` alone; those of probed trainings: `report.survival`.
 """
 
 from __future__ import annotations
