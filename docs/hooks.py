@@ -48,6 +48,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "mix": ("Mixing training splits", "python datasets/mix.py", ("guardrail.data.mix:MixConfig",)),
     "train": ("Training", "python -m guardrail.training.sft", ("guardrail.training.config:SFTConfig",)),
+    "trajectory": (
+        "Training that is probed",
+        "python -m guardrail.evaluation.trajectory",
+        ("guardrail.evaluation.trajectory:ProbeConfig",),
+    ),
     "evaluate": (
         "Answers to safety prompts",
         "python eval_safety.py",

@@ -8,4 +8,5 @@ completions   what every evaluation of a model's answers does alike: rows -> tok
 judges        judging: completions in, one judgement per (id, sample) out, and a summary with intervals
 mt_bench      MT-Bench as FastChat defines it: 80 questions, two turns, both judged
 safety        answers to harmful and to harmless prompts, greedy, sampled, or over a sweep of decoding settings
+trajectory    fine-tune, and see the guardrail wear off: answers to the safety prompts at probes along the training
 """

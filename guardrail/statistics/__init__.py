@@ -5,5 +5,6 @@ crossed      intervals and tests for a crossed design: every training seed is ev
 rates        rates with their intervals
 regression   which property of an alignment subset goes with durability?
 resampling   bootstrap intervals and permutation tests
+survival     how long a guardrail lasts: survival of prompts along a fine-tuning, from answers judged at a few probes
 testing      many tests at once, and what a test can find: corrected p-values, detectable differences, seeds ...
 """
