@@ -14,7 +14,7 @@ from guardrail.study.config import Lora, Study, Training
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
 from guardrail.study.jobs import JobMaker, flags
-from guardrail.study.keys import deciding, make_key
+from guardrail.study.keys import Key, deciding, make_key
 from guardrail.study.processes import MIX, SUBSETS
 from guardrail.training.config import SFTConfig
 from guardrail.training.trainers import OUR_TRAINER, as_trained
@@ -227,7 +227,7 @@ def training(
     settings |= {"SFT_MODULE": trainer, "OUTPUT_DIR": maker.path(folder)}
     files = (f"{folder}/slice_end", f"{folder}/losses.jsonl", f"{folder}/run.json")
     key = make_key(stage, options, {**inputs, "style": maker.style}, needs)
-    products = {"checkpoint": (key, files)}
+    products: dict[str, tuple[Key, tuple[str, ...]]] = {"checkpoint": (key, files)}
     settings |= variables
     flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()]
     if probed is not None:
