@@ -177,3 +177,25 @@ def test_the_compiler_is_there_for_who_asks(owns, then):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "RANK": "0", "WORLD_SIZE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, "-m guardrail.training.sft"),
+        ({"NUM_PROCESSES": "2"}, "-m guardrail.core.launch deepspeed"),
+        ({"SFT_MODULE": "align_anything.trainers.text_to_text.sft"}, "-m guardrail.training.foreign deepspeed"),
+    ],
+)
+def test_only_one_rank_of_our_trainer_goes_without_a_launcher(tmp_path, variables, first):
+    python = tmp_path / "python"  # does what setup.sh asks of it; prints what would train
+    python.write_text(
+        f'#!/bin/bash\nif [[ "$*" == *--model_name_or_path* ]]; then echo "$*"; else exec {sys.executable} "$@"; fi\n'
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DEVICE": "cpu", "VIRTUAL_ENV": sys.prefix}
+    environment |= {"SFT_MODULE": "guardrail.training.sft", "OUTPUT_DIR": str(tmp_path / "out"), **variables}
+    script = ["bash", str(REPOSITORY / "scripts" / "sft.sh")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(first) and "--per_device_train_batch_size" in done.stdout
