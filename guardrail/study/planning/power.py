@@ -66,8 +66,9 @@ def from_tasks(tasks: Sequence[Components], together: Components | None, source:
 
 
 # Squared points, for one task. Solved from docs/findings.md: prompts alone (140, three seeds) give a difference of 4.8
-# points p = 0.018, so their standard error is 2.0 points = sqrt((175 + 1200 / 3) / 140), split as the variance of an
-# answer at rates of 5 to 10% suggests; both tasks over seeds and prompts detect 13.7 points, which leaves 37 between seeds.
+# points p = 0.018, so their standard error is 2.0 points = sqrt((175 + 1200 / 3) / 140); it is split as the variance of
+# an answer at rates of 5 to 10% suggests. Both tasks over seeds and prompts detect 13.7 points, which leaves 37 between
+# seeds.
 ASSUMED = Variances(
     Components(seeds=37.0, prompts=175.0, answers=1200.0),
     Components(0.0, 0.0, 0.0),
