@@ -6,16 +6,21 @@ import dataclasses
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_jsonl, write_json, write_jsonl
 from guardrail.study.config import Study, build
+from guardrail.study.grid import Grid
+from guardrail.study.plan import describe, plan_parts, tasks_of
 from guardrail.study.planning import calibrate as module
 from guardrail.study.planning.calibrate import SIZES, calibrate, tiny
 from guardrail.study.planning.devices import kind
 from guardrail.study.planning.node import Node
-from guardrail.study.planning.rates import Sample, cache_file, find_calibration, fit, line
+from guardrail.study.planning.rates import Sample, Span, cache_file, find_calibration, fit, line
+from guardrail.study.planning.simulate import simulate
+from guardrail.study.planning.times import note_process
 
 from ..fake_study import study
 
@@ -95,3 +100,48 @@ def test_a_copy_that_fails_is_one_line(with_rows, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tiny copy of the study failed: error: no such model"):
         calibrate(with_rows, HERE)
     assert find_calibration(with_rows, HERE) is None
+
+
+TRUE = {"subsets": (4.0, 1.5), "align": (7.0, 0.8), "fine_tune": (6.0, 1.3), "evaluate": (5.0, 2.5), "mix": (1.0, 4.0)}
+AROUND, PER_PROCESS = 20.0, 0.5
+
+
+def truth(counter, process, rng) -> float:
+    """Processor seconds of a process on a made-up machine: start, rate and some noise."""
+    start, rate = TRUE.get(process.stage, (3.0, 1.0))
+    return (start + rate * counter.work(process)[1]) * rng.normal(1, 0.03)
+
+
+def test_a_study_takes_what_its_plan_says_after_a_calibration(with_rows, tmp_path, monkeypatch):
+    """On a machine that is 1.4 times as slow as its processor time says: the calibration sees two tiny copies only, the
+    plan of the whole study is compared with what that machine takes for it, kind by kind, and for the schedule."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+
+    def pretended(content, folder):
+        grid = Grid(build(Study, content, ""), folder / "outputs")
+        grid.folder.mkdir(parents=True)
+        parts = plan_parts(grid, HERE, whole=True)
+        cpu = {name: truth(parts.counter, process, rng) for name, process in parts.processes.items()}
+        for name, process in parts.processes.items():
+            note_process(grid.folder, process, {"wall_sec": 1.4 * cpu[name], "cpu_sec": cpu[name]})
+        costs = {name: dataclasses.replace(cost, seconds=1.4 * cpu[name]) for name, cost in parts.costs.items()}
+        wall = simulate(tasks_of(parts.processes, costs, HERE, PER_PROCESS), HERE.limits).wall_sec
+        return Span(wall + AROUND, sum(cpu.values()) + AROUND / 2 + PER_PROCESS * len(cpu))
+
+    monkeypatch.setattr(module, "run_tiny", pretended)
+    monkeypatch.setattr(module, "timed", lambda *_: (Span(PER_PROCESS, PER_PROCESS), None))
+    calibrate(with_rows, HERE)
+    parts = plan_parts(Grid(with_rows, tmp_path / "other"), HERE)
+    plan = describe(parts)
+    assert {row["source"] for row in plan["stages"]} == {"calibrated"}
+    real = {name: truth(parts.counter, process, rng) for name, process in parts.processes.items()}
+    for row in plan["stages"]:
+        took = sum(real[name] for name, process in parts.processes.items() if process.stage == row["stage"])
+        assert row["cpu_sec"] == pytest.approx(took, rel=0.1), row["stage"]
+        assert row["seconds"] == pytest.approx(1.4 * took, rel=0.1), row["stage"]
+    costs = {name: dataclasses.replace(cost, seconds=1.4 * real[name]) for name, cost in parts.costs.items()}
+    wall = simulate(tasks_of(parts.processes, costs, HERE, PER_PROCESS), HERE.limits).wall_sec + AROUND
+    assert plan["wall_sec"] == pytest.approx(wall, rel=0.1)
+    assert plan["cpu_sec"] == pytest.approx(sum(real.values()) + AROUND / 2 + PER_PROCESS * len(real), rel=0.1)
+    assert "wall time is 1.4 x processor time" in plan["calibration"]
