@@ -18,10 +18,12 @@ from guardrail.core.loaded import loaded
 from guardrail.core.ranks import world_size
 from guardrail.generation.interface import Backend, Completion, Request, eos_ids_of, row_seed
 from guardrail.generation.options import SamplingOptions
-from guardrail.models.checkpoints import check_checkpoint_files
+from guardrail.models.adapters import read_adapter
+from guardrail.models.checkpoints import check_checkpoint_files, resolve_checkpoint
 from guardrail.models.fetch import local_checkpoint
 
 UNIT_ROWS = 1024
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 
 
 def require_vllm() -> None:
@@ -46,6 +48,11 @@ def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: A
     check_checkpoint_files(folder)
     import torch
 
+    if (adapter := read_adapter(folder)) is not None:  # applied per request: `lora_arguments`
+        folder = local_checkpoint(adapter.base)
+        rank = next((rank for rank in LORA_RANKS if rank >= adapter.rank), LORA_RANKS[-1])
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+
     if in_process:  # nothing is left behind when this process is killed
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if not torch.cuda.is_available():
@@ -60,6 +67,16 @@ def make_engine(model: str, dtype: str, *, in_process: bool = True, **options: A
         )
     except (ValueError, OSError) as error:
         raise UserError(f"vLLM cannot load {model}: {' '.join(str(error).split())[:300]}") from error
+
+
+def lora_arguments(model: str) -> dict[str, Any]:
+    """What ``generate`` and ``embed`` of an engine for ``model`` need where it is an adapter's folder; else nothing."""
+    adapter = read_adapter(resolve_checkpoint(model))
+    if adapter is None:
+        return {}
+    from vllm.lora.request import LoRARequest
+
+    return {"lora_request": LoRARequest("adapter", 1, str(adapter.folder))}
 
 
 class VLLMBackend(Backend):
@@ -134,7 +151,7 @@ class VLLMBackend(Backend):
                 )
             )
         prompts = [TokensPrompt(prompt_token_ids=list(r.prompt_ids)) for r in requests]
-        outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
+        outputs = self.engine.generate(prompts, parameters, use_tqdm=False, **lora_arguments(self.model_name_or_path))
         return [self.finish(request, out.outputs[0].token_ids) for request, out in zip(requests, outputs, strict=True)]
 
     def top_next_tokens(self, prompts: Sequence[Sequence[int]], k: int = 20) -> list[list[tuple[int, float]]]:
@@ -147,12 +164,15 @@ class VLLMBackend(Backend):
             [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
             SamplingParams(temperature=0.0, max_tokens=1, logprobs=k, detokenize=False),
             use_tqdm=False,
+            **lora_arguments(self.model_name_or_path),
         )
         return [[(t, math.exp(v.logprob)) for t, v in out.outputs[0].logprobs[0].items()] for out in outputs]
 
 
 @functools.lru_cache(maxsize=1)
 def _classifier(model: str, dtype: str) -> Any:
+    if read_adapter(resolve_checkpoint(model)) is not None:
+        raise UserError(f"{model} is an adapter; vLLM classifies with plain checkpoints only, use the hf backend")
     return make_engine(model, dtype, runner="pooling")
 
 

@@ -1,6 +1,7 @@
 """From what the user names to a loadable model folder: is it whole, and what is its content hash?
 
-A path may be the folder itself, an output folder holding ``slice_end/`` (align-anything's habit), or a hub name.
+A path may be the folder itself, an output folder holding ``slice_end/`` (align-anything's habit), or a hub name. A folder
+with an adapter (`guardrail.models.adapters`) is a checkpoint like any other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json, write_json
 from guardrail.core.hub import is_offline, refresh_commit, repository_cache, study_commit
+from guardrail.models.adapters import WEIGHT_FILE, check_base, is_adapter, read_adapter
 
 SLICE = "slice_end"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -39,7 +41,7 @@ def resolve_checkpoint(name: str | Path) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         for folder in (path, path / SLICE):
-            if (folder / "config.json").is_file():
+            if (folder / "config.json").is_file() or is_adapter(folder):
                 if not any(file.name.endswith(WEIGHT_SUFFIXES) for file in folder.iterdir()):
                     raise UserError(f"{folder} has a config.json but no weights (*.safetensors); is it complete?")
                 return str(folder)
@@ -75,6 +77,12 @@ def check_checkpoint_files(name: str | Path) -> None:
     """
     resolved = Path(resolve_checkpoint(name))
     if not resolved.is_dir():
+        return
+    if (adapter := read_adapter(resolved)) is not None:
+        _check_weights(resolved / WEIGHT_FILE)
+        check_tokenizer_files(resolved)
+        check_checkpoint_files(adapter.base)
+        check_base(adapter, hash_checkpoint(adapter.base))
         return
     read_object(resolved / "config.json")
     check_tokenizer_files(resolved)
@@ -226,7 +234,10 @@ def hash_checkpoint(name: str | Path) -> str:
         cache = json.loads(cache_file.read_text())
     except (OSError, ValueError):
         cache = {}
-    parts, changed = {}, False
+    parts: dict[str, Any] = {}
+    changed = False
+    if (adapter := read_adapter(resolved)) is not None:  # wherever its base lies
+        parts["adapter"] = [adapter.rank, adapter.alpha, hash_checkpoint(adapter.base)]
     for file in files:
         stat = file.stat()
         key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.hub import MAIN, cached_commit, hub_error, is_offline, study_commit
+from guardrail.models.adapters import read_adapter
 from guardrail.models.checkpoints import WEIGHT_FILES, WEIGHT_SUFFIXES, read_object, resolve_checkpoint
 
 SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"]
@@ -29,7 +30,8 @@ def local_checkpoint(name: str | Path, weights: bool = True) -> str:
     """
     resolved = resolve_checkpoint(name)
     if Path(resolved).is_dir():
-        return resolved
+        adapter = None if weights or (Path(resolved) / "config.json").is_file() else read_adapter(resolved)
+        return resolved if adapter is None else local_checkpoint(adapter.base, weights=False)
     commit = study_commit("model", resolved)
     folder = _download(resolved, commit, SMALL)
     if not (folder / "config.json").is_file():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.loaded import loaded
 from guardrail.core.ranks import local_rank
+from guardrail.models.adapters import add_adapter, read_adapter
 from guardrail.models.checkpoints import (
     REDO,
     check_checkpoint_files,
@@ -128,6 +129,8 @@ def load_complete(
 ) -> Any:
     """``kind.from_pretrained`` of ``name``, with every tensor of the model from the checkpoint and none left over.
 
+    An adapter's folder gives its base with the adapter added.
+
     Args:
         kind: one of transformers' ``Auto`` classes.
         headless: the checkpoint may hold a head that ``kind`` has not.
@@ -137,6 +140,10 @@ def load_complete(
     """
     path = local_checkpoint(name)
     check_checkpoint_files(path)
+    if (adapter := read_adapter(path)) is not None:
+        model = load_complete(kind, adapter.base, dtype, trust_remote_code, headless, **options)
+        add_adapter(model, adapter)
+        return model
     wanted = torch_dtype(dtype)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:

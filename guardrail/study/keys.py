@@ -24,6 +24,7 @@ from guardrail.core.hub import cached_commit
 from guardrail.core.options import decisive
 from guardrail.data.prompts import stop_strings, style_fingerprint
 from guardrail.data.rows import list_splits
+from guardrail.models.adapters import read_adapter
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.training.trainers import OUR_TRAINER, trainer_hash
 
@@ -123,7 +124,10 @@ def model_hash(name: str) -> str:
         return UNKNOWN if is_path else hub_hash("model", name)
     folder = Path(resolve_checkpoint(name))
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in MODEL_SUFFIXES]
-    return hash_json({file.name: content_hash(file) for file in files if not file.name.startswith(".")})
+    content: dict[str, str] = {file.name: content_hash(file) for file in files if not file.name.startswith(".")}
+    if (adapter := read_adapter(folder)) is not None:
+        content["base"] = model_hash(adapter.base)
+    return hash_json(content)
 
 
 def hub_hash(kind: str, name: str, split: str | None = None) -> str:

@@ -27,6 +27,11 @@ def weight_bytes(config: SFTConfig, n_parameters: int) -> int:
     return n_parameters * BYTES[config.dtype]
 
 
+def saved_parameters(config: SFTConfig, n_parameters: int, n_trained: int) -> int:
+    """Parameters that a weight save writes: all, or the adapters alone."""
+    return n_trained if config.use_lora and not config.save_full_model else n_parameters
+
+
 def state_bytes(config: SFTConfig, n_parameters: int, n_trained: int) -> int:
     """What one resumable state takes on disk, over all ranks (about)."""
     return weight_bytes(config, n_parameters) + n_trained * OPTIMIZER_BYTES_PER_PARAMETER
@@ -36,7 +41,7 @@ def check_disk(config: SFTConfig, n_parameters: int, n_trained: int) -> None:
     """Refuse to start a run whose files will not fit: all weight saves, and two resumable states side by side."""
     if not is_main():
         return
-    needed = weight_bytes(config, n_parameters) * config.save_total_limit
+    needed = weight_bytes(config, saved_parameters(config, n_parameters, n_trained)) * config.save_total_limit
     if config.save_checkpoint:
         needed += 2 * state_bytes(config, n_parameters, n_trained)
     require_free_space(config.output_dir, needed)
@@ -59,18 +64,37 @@ def save_weights(engine: Any, tokenizer: Any, config: SFTConfig, defence: Defenc
         assert state is not None
         model = engine.module
         with atomic_path(folder) as temporary:
-            if config.use_lora and config.save_full_model:
-                from guardrail.training.lora import merged_state_dict
+            if config.use_lora and not config.save_full_model:
+                save_adapter(model.get_base_model(), defence.weights(state), config, temporary)
+            else:
+                if config.use_lora:
+                    from guardrail.training.lora import merged_state_dict
 
-                state = merged_state_dict(state, config)
-                model = model.get_base_model()
-            state = defence.weights(state)
-            cached, model.config.use_cache = model.config.use_cache, True
-            model.save_pretrained(temporary, state_dict=state)
-            model.config.use_cache = cached
+                    state = merged_state_dict(state, config)
+                    model = model.get_base_model()
+                state = defence.weights(state)
+                cached, model.config.use_cache = model.config.use_cache, True
+                model.save_pretrained(temporary, state_dict=state)
+                model.config.use_cache = cached
             tokenizer.save_pretrained(temporary)
     barrier()
     return folder
+
+
+def save_adapter(model: Any, state: dict[str, Any], config: SFTConfig, folder: Path) -> None:
+    """The adapters with the configuration of their base (``model``): a folder that stands for a whole model."""
+    from guardrail.models.adapters import write_adapter
+    from guardrail.models.checkpoints import hash_checkpoint
+    from guardrail.models.loading import torch_dtype
+    from guardrail.training.lora import adapter_pairs
+
+    pairs, base = adapter_pairs(state, config)
+    write_adapter(folder, pairs, base, hash_checkpoint(base), torch_dtype(config.dtype))
+    cached, model.config.use_cache = model.config.use_cache, True
+    model.config.save_pretrained(folder)
+    model.config.use_cache = cached
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def save_state(engine: Any, config: SFTConfig, fingerprint: str, step: int, losses: list[float]) -> None:

@@ -1,13 +1,14 @@
-"""Low-rank adapters through peft, and the merge of a gathered state dict (any ZeRO stage)."""
+"""Low-rank adapters through peft, and what is stored of a gathered state dict (any ZeRO stage): merged, or adapters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
+from guardrail.models.adapters import PREFIX, Pairs, read_adapter, read_pairs, stacked
+from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.training.config import SFTConfig
 
-PREFIX = "base_model.model."
 ADAPTER = ".default"
 
 
@@ -54,3 +55,20 @@ def merged_state_dict(state: dict[str, Any], config: SFTConfig) -> dict[str, Any
             tensor = (tensor.float() + scale * (up @ down)).to(tensor.dtype)
         out[f"{stem}.{suffix}"] = tensor
     return out
+
+
+def adapter_pairs(state: dict[str, Any], config: SFTConfig) -> tuple[Pairs, str]:
+    """The adapters of ``state``, as `guardrail.models.adapters` stores them, and the plain checkpoint they belong to.
+
+    Trained on top of an adapter, they are stored together with it: later stages read one adapter of one base.
+    """
+    scale, mark = config.lora_alpha / config.r, f".lora_A{ADAPTER}.weight"
+    pairs: Pairs = {}
+    for name, down in state.items():
+        if name.endswith(mark):
+            stem = name.removesuffix(mark)
+            up = state[f"{stem}.lora_B{ADAPTER}.weight"]
+            pairs[stem.removeprefix(PREFIX)] = (down.float(), up.float() * scale)
+    base = resolve_checkpoint(config.model_name_or_path)
+    below = read_adapter(base)
+    return (pairs, base) if below is None else (stacked(read_pairs(below), pairs), below.base)

@@ -132,7 +132,7 @@ def finished_run(config: SFTConfig, mark: str) -> dict[str, Any] | None:
     """The summary of the finished run in ``output_dir`` if it is this one."""
     file = Path(config.output_dir) / RUN_FILE
     weights = Path(config.output_dir) / SLICE
-    if not file.is_file() or not any((weights / f"{kind}config.json").is_file() for kind in ("", "adapter_")):
+    if not file.is_file() or not any(weights.glob("*.safetensors")):  # a study may have removed them after use
         return None
     record = read_json(file)
     return {**record["summary"], "skipped": True} if record["run"].get("fingerprint") == mark else None

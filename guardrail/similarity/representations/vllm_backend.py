@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from guardrail.generation.vllm_engine import make_engine
+from guardrail.generation.vllm_engine import lora_arguments, make_engine
 from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts, view_name
 from guardrail.similarity.representations.sequences import TokenSequence
 
@@ -33,7 +33,7 @@ class VllmRunner:
         from vllm.config import PoolerConfig
 
         self.options, self.layer = options, facts.n_layers
-        self.dtype = options.torch_dtype
+        self.dtype, self.model = options.torch_dtype, model
         limits: dict[str, Any] = (
             {} if batch_tokens is None else {"max_num_batched_tokens": max(batch_tokens, options.max_length)}
         )
@@ -57,7 +57,7 @@ class VllmRunner:
             # a causal model's state at a token depends on the tokens up to it: the prefix's last token is it
             prefixes = [sequence.input_ids[: sequence.spans[position][1]] for _, sequence in items]
             prompts = [TokensPrompt(prompt_token_ids=ids) for ids in prefixes]
-            results = self.engine.embed(prompts, use_tqdm=False)
+            results = self.engine.embed(prompts, use_tqdm=False, **lora_arguments(self.model))
             out[view_name(self.layer, position)] = torch.tensor([result.outputs.embedding for result in results])
         if items:
             yield [row for row, _ in items], out
