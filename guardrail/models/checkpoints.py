@@ -1,7 +1,7 @@
 """From what the user names to a loadable model folder: is it whole, and what is its content hash?
 
-A path may be the folder itself, an output folder holding ``slice_end/`` (align-anything's habit), or a hub name. A folder
-with an adapter (`guardrail.models.adapters`) is a checkpoint like any other.
+A path may be the folder itself, an output folder holding ``slice_end/`` (align-anything's habit), or a hub name. A
+folder with an adapter (`guardrail.models.adapters`) is a checkpoint like any other.
 """
 
 from __future__ import annotations

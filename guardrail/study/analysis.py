@@ -5,7 +5,8 @@
 ``arms``: one entry per task x subset x size, seeds together. ``comparisons``: pairs of arms, paired over seeds and
 prompts, corrected over the tasks and sizes of one question. ``overall``: the same with tasks averaged.
 ``over_refusal``: high against low on the refusals of harmless requests. ``regression``:
-`guardrail.statistics.regression`. ``judges``: do the conclusions hang on the judge?
+`guardrail.statistics.regression`. ``judges``: do the conclusions hang on the judge? ``equivalence``, with several
+designs: `guardrail.study.equivalence`. Pairs of arms are of one design, which every row names.
 Everything in percent or points; a positive difference means that the first arm of a pair is more harmful.
 """
 
@@ -22,6 +23,7 @@ from guardrail.statistics.crossed import components, crossed_bootstrap, paired_d
 from guardrail.statistics.regression import matched_capability, regress
 from guardrail.statistics.testing import corrected
 from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
+from guardrail.study.equivalence import compare_designs
 from guardrail.study.grid import Grid, sizeless
 from guardrail.study.results import Results
 
@@ -39,7 +41,7 @@ PAIRS = (
 )
 MEASURES = ("change", "final", "initial")  # the key is called `outcome` in study.json
 DIGITS = 4
-Utilities = dict[tuple[str, str, int | None, int], float | None]
+Utilities = dict[tuple[str, str, int | None, int], float | None]  # of one design
 
 
 def points(value: float | None) -> float | None:
@@ -54,25 +56,46 @@ def analyse(results: Results, result: dict[str, Any], properties: list[dict[str,
     """
     grid = results.grid
     finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
+    arms = read_arms(results, finished)
+    out: dict[str, Any] = {
+        "confidence": 0.95,
+        "smallest_difference_points": grid.study.smallest_difference_points,
+        "arms": [],
+        "comparisons": [],
+        "overall": [],
+        "over_refusal": [],
+    }
+    names = [design.name for design in grid.study.all_designs]
+    for name in names:
+        part = _of_design(grid, [arm for arm in arms if arm.design == name], result, name)
+        for block, rows in part.items():
+            out[block] += [{"design": name, **row} for row in rows]
+    # properties of subsets and agreement of judges: of the first design, which the others are compared with
+    first = [arm for arm in arms if arm.design == names[0]]
+    observations = _observations([row for row in out["arms"] if row["design"] == names[0]], properties)
+    out |= {
+        "regression": {name: regress(observations, name) for name in ("delta_points", "final_percent")},
+        "observations": observations,
+        "judges": _judges(first),
+    }
+    if len(names) > 1:
+        out["equivalence"] = compare_designs(grid, arms, result["cells"])
+    return out
+
+
+def _of_design(grid: Grid, arms: list[Arm], result: dict[str, Any], name: str) -> dict[str, list[dict[str, Any]]]:
+    """The blocks of `study.json` in which every row belongs to one design."""
     utilities: Utilities = {
         (row["task"], row["subset"], row["subset_size"], row["seed"]): row["utility"]["final"]
         for row in result["cells"]
-        if row["status"] == "done"
+        if row["status"] == "done" and row["design"] == name
     }
-    arms = read_arms(results, finished)
-    table = [_arm(arm, utilities, _statuses(grid, result, arm)) for arm in arms]
     comparisons, overall = _comparisons(grid, arms, utilities)
-    observations = _observations(table, properties)
     return {
-        "confidence": 0.95,
-        "smallest_difference_points": grid.study.smallest_difference_points,
-        "arms": table,
+        "arms": [_arm(arm, utilities, _statuses(grid, result, arm)) for arm in arms],
         "comparisons": comparisons,
         "overall": overall,
         "over_refusal": _over_refusal(grid, arms),
-        "regression": {name: regress(observations, name) for name in ("delta_points", "final_percent")},
-        "observations": observations,
-        "judges": _judges(arms),
     }
 
 

@@ -93,7 +93,7 @@ def read_answers(
 
 @dataclass(frozen=True)
 class Arm:
-    """One subset of one task: the checkpoints of all its finished seeds, before and after fine-tuning."""
+    """One subset of one task under one design: the checkpoints of its finished seeds, before and after fine-tuning."""
 
     task: str
     subset: str
@@ -101,13 +101,15 @@ class Arm:
     cells: tuple[Cell, ...]
     initial: tuple[Answers, ...]
     final: tuple[Answers, ...]
+    design: str = "mixed"
 
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(cell.seed for cell in self.cells)
 
     def owns(self, cell: Cell) -> bool:
-        return (cell.task, cell.subset, cell.size) == (self.task, self.subset, self.size)
+        mine = (self.design, self.task, self.subset, self.size)
+        return (cell.design.name, cell.task, cell.subset, cell.size) == mine
 
 
 def read_arms(results: Results, finished: set[Cell]) -> list[Arm]:
@@ -121,19 +123,20 @@ def read_arms(results: Results, finished: set[Cell]) -> list[Arm]:
         return read_answers(folder, judges, over_refusal, done)
 
     judges = tuple(grid.study.evaluation.judges)
-    arms: dict[tuple[str, str, int], list[Cell]] = {}
+    arms: dict[tuple[str, str, int, str], list[Cell]] = {}
     for cell in grid.cells:
-        arms.setdefault((cell.task, cell.subset, cell.size), [])
+        cells = arms.setdefault((cell.task, cell.subset, cell.size, cell.design.name), [])
         if cell in finished:
-            arms[cell.task, cell.subset, cell.size].append(cell)
+            cells.append(cell)
     return [
         Arm(
             *key,
             tuple(cells),
             tuple(read(grid.aligned_folder(cell.alignment)) for cell in cells),
             tuple(read(grid.cell_folder(cell)) for cell in cells),
+            design,
         )
-        for key, cells in arms.items()
+        for (*key, design), cells in arms.items()
     ]
 
 

@@ -146,10 +146,24 @@ def collect(results: Results) -> dict[str, Any]:
     return {
         "study": study.name,
         "description": study.description,
+        "designs": [design.name for design in study.all_designs],
         "base": base,
         "cells": cells,
         "n_failed": sum(status != "done" for status in statuses),
         "run": run_record("study", as_dict(study), seeds=list(study.seeds)),
+    }
+
+
+def of_design(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """``result`` (the content of `study.json`) with the cells and statistics of one design alone."""
+    statistics = {
+        block: [row for row in rows if row.get("design", name) == name] if isinstance(rows, list) else rows
+        for block, rows in result.get("statistics", {}).items()
+    }
+    return {
+        **result,
+        "cells": [row for row in result["cells"] if row.get("design", name) == name],
+        "statistics": statistics,
     }
 
 
@@ -203,6 +217,7 @@ def _cell(results: Results, cell: Cell) -> dict[str, Any]:
         "subset": cell.subset,
         "subset_size": None if sizeless(cell.subset) else cell.size,
         "seed": cell.seed,
+        "design": cell.design.name,
         "alignment": cell.alignment.name,
     }
     targets = [name for folder in (aligned, tuned) for name in evaluation_jobs(grid, folder, [cell.task])]

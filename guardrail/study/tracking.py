@@ -15,16 +15,25 @@ ARM_NUMBERS = ("initial_percent", "final_percent", "delta_points", "utility_fina
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:
-    """`task/subset_size/number` -> value, for every finished arm and every overall comparison."""
+    """`task/subset_size/number` -> value, for every finished arm and every overall comparison.
+
+    With several designs each name begins with its own.
+    """
     out: dict[str, float] = {}
     statistics = result.get("statistics", {})
+    several = len(result["designs"]) > 1
+
+    def of(row: dict[str, Any], name: str) -> str:
+        return f"{row['design']}/{name}" if several else name
+
     for arm in statistics.get("arms", []):
-        name = f"{arm['task']}/{arm['subset']}" + (f"_{arm['subset_size']}" if arm["subset_size"] else "")
+        size = f"_{arm['subset_size']}" if arm["subset_size"] else ""
+        name = of(arm, f"{arm['task']}/{arm['subset']}{size}")
         out |= {f"{name}/{key}": arm[key] for key in ARM_NUMBERS if arm.get(key) is not None}
     for entry in statistics.get("overall", []):
         if "difference_points" in entry:
             name = f"overall_{entry['subset_size']}/{entry['first']}_minus_{entry['second']}_{entry['outcome']}_points"
-            out[name] = entry["difference_points"]
+            out[of(entry, name)] = entry["difference_points"]
     return out
 
 

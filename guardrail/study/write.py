@@ -19,7 +19,7 @@ from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.report.tables import harmfulness_table, study_tables, without_numbers
-from guardrail.study.results import Results, collect
+from guardrail.study.results import Results, collect, of_design
 from guardrail.study.schedule import recorded_setup
 
 VERSION = 4  # raise when tables, figures or report change for the same results
@@ -40,7 +40,9 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     from guardrail.study.trajectories import survival
 
     result = collect(results)
-    finished = {cell for cell, row in zip(results.grid.cells, result["cells"], strict=True) if not without_numbers(row)}
+    first = results.grid.study.all_designs[0]  # subsets and pictures are of the design that others are compared with
+    rows = zip(results.grid.cells, result["cells"], strict=True)
+    finished = {cell for cell, row in rows if not without_numbers(row) and cell.design == first}
     subsets = describe_subsets(results, finished)
     try:
         statistics = analyse(results, result, subsets)
@@ -51,8 +53,8 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     result |= {"subsets": subsets, "statistics": statistics}
     if (lasting := survival(results, finished, subsets, PAIRS)) is not None:
         result["survival"] = lasting
-    result |= {"headline": headline(result).as_dict(), "run": run_record}
-    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
+    result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
+    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, finished)}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
@@ -113,7 +115,8 @@ def main() -> dict[str, Any]:
     for cell in result["cells"]:
         if without_numbers(cell):
             where = f"; see {cell['log']}" if cell.get("log") else ""
-            log(f"{cell['status']}: {cell['task']} / {cell['subset']} (seed {cell['seed']}): {cell['reason']}{where}")
+            which = f"{cell['design']}, {cell['task']} / {cell['subset']} (seed {cell['seed']})"
+            log(f"{cell['status']}: {which}: {cell['reason']}{where}")
     return {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
+from guardrail.study.grid import Cell
 from guardrail.study.report.survival import survival_figure
-from guardrail.study.results import Results
+from guardrail.study.results import Results, of_design
 
 INITIAL, FINAL = "#0072B2", "#D55E00"
 STYLES = {  # subset -> colour, marker, line style
@@ -42,6 +43,9 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
 
     ``extra`` may hold ``map`` (see `guardrail.study.properties.representation_map`) and ``curves`` (`loss_curves`).
     """
+    designs = result["designs"]
+    tests = result.get("statistics", {}).get("equivalence", {}).get("tests", [])
+    result = of_design(result, designs[0])
     statistics = result.get("statistics", {})
     arms = [arm for arm in statistics.get("arms", []) if arm["status"] == "done"]
     jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
@@ -59,6 +63,8 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
         jobs["threshold_curve"] = (threshold_curve, (arms,))
     if extra.get("curves"):
         jobs["learning_curves"] = (learning_curves, (extra["curves"],))
+    if any(row["interval_90_points"] for row in tests):
+        jobs["designs"] = (designs_forest, (tests,))
     paths = {}
     for name, (draw, arguments) in jobs.items():
         import matplotlib
@@ -119,6 +125,47 @@ def harmfulness(plt: Any, arms: list[dict[str, Any]], base: dict[str, Any]) -> A
     figure.legend(handles=handles, loc="upper right", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))
     return figure
+
+
+def designs_forest(plt: Any, tests: list[dict[str, Any]]) -> Any:
+    """Every design minus the reference with 90% intervals, one panel per outcome; the margin is shaded."""
+    outcomes = list(dict.fromkeys(row["outcome"] for row in tests))
+    designs = list(dict.fromkeys(row["design"] for row in tests))
+    keys = list(dict.fromkeys(_scope_label(row) for row in tests))
+    height = 1.6 + 0.24 * len(keys) * max(1.0, 0.6 * len(designs))
+    figure, axes = plt.subplots(
+        1, len(outcomes), figsize=(2.0 + 2.3 * len(outcomes), height), sharey=True, squeeze=False
+    )
+    for axis, outcome in zip(axes[0], outcomes, strict=True):
+        rows = [row for row in tests if row["outcome"] == outcome]
+        margin = rows[0]["margin_points"]
+        axis.axvspan(-margin, margin, color="0.92", zorder=0)
+        axis.axvline(0, color="0.7", linewidth=0.8, zorder=1)
+        for row in rows:
+            number = designs.index(row["design"])
+            y = keys.index(_scope_label(row)) + 0.7 * ((number + 0.5) / len(designs) - 0.5)
+            colour, marker = OTHER_COLOURS[number % len(OTHER_COLOURS)], OTHER_MARKERS[number % len(OTHER_MARKERS)]
+            if row["interval_90_points"]:
+                axis.plot(row["interval_90_points"], [y, y], color=colour, linewidth=1.2)
+            filled = colour if row["verdict"] == "equivalent" else "white"
+            axis.plot(row["difference_points"], y, marker, color=colour, markerfacecolor=filled, markersize=5)
+        axis.set_title(outcome, fontsize=9, fontweight="bold")
+        axis.set_xlabel("points")
+    axes[0][0].set_yticks(range(len(keys)), keys, fontsize=8)
+    axes[0][0].set_ylim(len(keys) - 0.4, -0.6)
+    handles = [
+        plt.Line2D([], [], marker=OTHER_MARKERS[i % 10], color=OTHER_COLOURS[i % 6], linestyle="", label=name)
+        for i, name in enumerate(designs)
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=len(designs), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
+    return figure
+
+
+def _scope_label(row: dict[str, Any]) -> str:
+    if row["scope"] == "arm":
+        return f"{row['task']}: {arm_label(row)}"
+    return f"{row['task']}: {row['scope']}" if row["task"] else row["scope"]
 
 
 def _dumbbell(axis: Any, arm: dict[str, Any], y: float) -> None:
@@ -226,13 +273,13 @@ def learning_curves(plt: Any, curves: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def loss_curves(results: Results, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Training losses of the finished ``cells`` (as in `study.json`) and their alignments, as means of up to 120 parts.
+def loss_curves(results: Results, finished: set[Cell]) -> list[dict[str, Any]]:
+    """Training losses of the ``finished`` cells and their alignments, as means of up to 120 parts.
 
     A cell that is not done has no curve: its losses may belong to other settings.
     """
     grid = results.grid
-    done = [cell for cell, row in zip(grid.cells, cells, strict=True) if row["status"] == "done"]
+    done = [cell for cell in grid.cells if cell in finished]
     alignments = dict.fromkeys(cell.alignment for cell in done)
     jobs = [("alignment", a.subset, a.task, a.seed, grid.aligned_folder(a)) for a in alignments]
     jobs += [("fine-tuning", c.subset, c.task, c.seed, grid.cell_folder(c)) for c in done]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import write_text
-from guardrail.study.report.tables import Table, without_numbers
+from guardrail.study.report.tables import Table, design_note, without_numbers
 
 TEMPLATES = Path(__file__).with_name("templates")
 JUDGE_NAMES = {
@@ -26,6 +26,10 @@ FIGURE_TEXT = {
         "How long the guardrails last",
         "Share of the safety prompts that have not yet been answered harmfully, along the fine-tuning (logarithmic "
         "scale). Bands: 95% over prompts (and seeds, if several). Where a line crosses 50% is the half-life.",
+    ),
+    "designs": (
+        "Designs compared",
+        "Each design minus the reference, 90% intervals. Shaded: the margin, set before the run. Filled: equivalent.",
     ),
     "harmfulness": (
         "Harmfulness before and after",
@@ -84,6 +88,7 @@ def settings(result: dict[str, Any]) -> list[tuple[str, str]]:
             "Decoding",
             f"{decoding}, {evaluation['samples_per_prompt']} per prompt, {evaluation['max_new_tokens']} tokens",
         ),
+        ("Designs", ", ".join(result["designs"])),
         ("Alignment", training(alignment)),
         ("Fine-tuning", training(tuning)),
         ("Prompt style", config["prompt_style"]),
@@ -107,6 +112,11 @@ def provenance(result: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def caption_of(name: str, designs: list[str]) -> str:
+    """The caption of a figure with its design; all figures but one show the first."""
+    return f"{FIGURE_TEXT[name][1]} {design_note(designs if name == 'designs' else designs[:1])}"
+
+
 def render(
     result: dict[str, Any], tables: list[Table], figures: dict[str, Path], extra: dict[str, Any], study_file: str
 ) -> str:
@@ -118,7 +128,7 @@ def render(
     )
     environment.undefined = jinja2.StrictUndefined
     drawn = {
-        name: {"title": FIGURE_TEXT[name][0], "caption": FIGURE_TEXT[name][1], "uri": data_uri(path)}
+        name: {"title": FIGURE_TEXT[name][0], "caption": caption_of(name, result["designs"]), "uri": data_uri(path)}
         for name, path in figures.items()
     }
     return environment.get_template("report.html.j2").render(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 LATEX_ESCAPES = str.maketrans(
@@ -158,16 +158,82 @@ def plain(name: str) -> str:
 def study_tables(result: dict[str, Any]) -> list[Table]:
     """All tables that the study's results allow; fewer when a part could not be computed."""
     statistics = result.get("statistics", {})
-    tables = [headline_table(result), harmfulness_table(result)]
+    of_all = [harmfulness_table(result)]
+    of_first = [headline_table(result)]
     if statistics.get("arms"):
-        tables.append(arms_table(result))
+        of_all.append(arms_table(result))
     if statistics.get("comparisons"):
-        tables += [overall_table(statistics), comparisons_table(statistics)]
+        of_all += [overall_table(statistics), comparisons_table(statistics)]
     if result.get("subsets"):
-        tables.append(subsets_table(result["subsets"]))
+        of_first.append(subsets_table(result["subsets"]))
     if statistics.get("regression"):
-        tables.append(regression_table(statistics["regression"]))
+        of_first.append(regression_table(statistics["regression"]))
+    designs = result["designs"]
+    tables = [with_designs(table, designs) for table in of_all]
+    tables += [replace(table, caption=f"{table.caption} {design_note(designs[:1])}") for table in of_first]
+    if statistics.get("equivalence"):
+        tables += [designs_table(statistics["equivalence"]), equivalence_table(statistics["equivalence"])]
     return tables
+
+
+def design_note(designs: list[str]) -> str:
+    """The sentence of a caption that says under which designs (docs/designs.md) its numbers were made."""
+    return f"Design{'s' if len(designs) > 1 else ''}: {', '.join(designs)}."
+
+
+def with_designs(table: Table, designs: list[str]) -> Table:
+    """``table``, whose rows name their design, with a column for it (in the CSV alone where there is one design)."""
+    column = Column("design", "design" if len(designs) > 1 else "")
+    return replace(table, columns=(column, *table.columns), caption=f"{table.caption} {design_note(designs)}")
+
+
+def designs_table(equivalence: dict[str, Any]) -> Table:
+    """May a design stand in for the reference?"""
+    columns = (
+        Column("design", "design"),
+        Column("verdict", "stands in"),
+        Column("n_equivalent", "equivalent", 0),
+        Column("n_different", "different", 0),
+        Column("n_inconclusive", "inconclusive", 0),
+        Column("n_tests", "tests", 0),
+    )
+    margins = equivalence["margins"]
+    caption = (
+        f"May a design stand in for {equivalence['reference']}? Only if every test of the next table is equivalent "
+        f"within {margins['harmfulness_points']:g} points of harmfulness and {margins['utility_points']:g} of utility, "
+        "margins set before the run; rules: docs/designs.md."
+    )
+    rows = [{**row, "verdict": "yes" if row["stands_in"] else "not shown"} for row in equivalence["designs"]]
+    return Table("designs", caption, columns, rows)
+
+
+def equivalence_table(equivalence: dict[str, Any]) -> Table:
+    """Every equivalence test of designs."""
+    columns = (
+        Column("design", "design"),
+        Column("scope", "scope"),
+        Column("task", "task"),
+        Column("subset", "alignment subset"),
+        Column("subset_size", "size", 0, label=True),
+        Column("outcome", "outcome"),
+        Column("difference_points", "difference (points)", 1, "interval_90_points", signed=True),
+        Column("margin_points", "margin", 1, label=True),
+        Column("p_value_equivalence", "p (equivalence)", 3),
+        Column("verdict", "verdict"),
+        Column("n_seeds", "seeds", 0),
+        Column("n_prompts", "prompts", 0),
+    )
+    titles = {**MEASURE_TITLES, "utility": "utility after"}
+    rows = [
+        {**row, "outcome": titles[row["outcome"]], "subset": plain(row["subset"] or "") or None}
+        for row in equivalence["tests"]
+    ]
+    caption = (
+        f"Each design minus {equivalence['reference']}, paired over seeds and prompts, with 90% intervals; p: the "
+        "larger of two one-sided tests; equivalent: the whole interval lies within the margin; different: zero lies "
+        "outside the 95% interval."
+    )
+    return Table("equivalence", caption, columns, rows)
 
 
 def headline_table(result: dict[str, Any]) -> Table:
@@ -211,7 +277,8 @@ def harmfulness_table(result: dict[str, Any]) -> Table:
     rows = []
     base = {"task": "(none)", "subset": "base model", **result["base"]}
     for cell in (base, *result["cells"]):
-        row: dict[str, Any] = {key: cell.get(key) for key in ("task", "subset", "subset_size", "seed", "status")}
+        keys = ("design", "task", "subset", "subset_size", "seed", "status")
+        row: dict[str, Any] = {key: cell.get(key) for key in keys}
         if without_numbers(cell):
             row["reason"] = cell["reason"]
         else:
