@@ -26,6 +26,7 @@ from guardrail.study.keys import Key, differences
 FOLDER = "records"
 FAILED = "failed.json"
 LOCK = "lock"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class State:
     """``status``: done, stale, missing or failed; ``reason`` says why it is not done; ``log`` of a failed attempt.
 
     ``unanswered``: done, but a judge's server left answers without a judgement: they are asked again, nothing else is.
+    ``absent``: done, but its weights were removed after use: a job that needs them makes them again.
     """
 
     status: str
     reason: str = ""
     log: str | None = None
     unanswered: bool = False
+    absent: bool = False
 
     @property
     def done(self) -> bool:
@@ -72,13 +75,41 @@ def product_state(root: Path, job: str, product: Product) -> State:
         return State("stale", "; ".join(differences(record.get("parts", {}), product.key.parts)) or "another key")
     present = {os.path.relpath(file, root): file for name in product.files for file in files_of(root / name)}
     known: dict[str, Any] = record["files"]
+    removed, absent = record.get("removed", []), False
     for name, fact in known.items():
         file = present.get(name)
-        if file is None:
+        if name in removed:
+            absent = absent or file is None or not _as_recorded(file, fact)
+        elif file is None:
             return State("stale", f"{name} is gone")
-        if file_state(file) != fact["state"] and content_hash(file) != fact["hash"]:
+        elif not _as_recorded(file, fact):
             return State("stale", f"{name} was changed")
-    return State("done", unanswered=bool(record.get("unanswered")))
+    return State("done", unanswered=bool(record.get("unanswered")), absent=absent)
+
+
+def _as_recorded(file: Path, fact: dict[str, Any]) -> bool:
+    return file_state(file) == fact["state"] or content_hash(file) == fact["hash"]
+
+
+def remove_weights(root: Path, job: str, product: Product) -> int:
+    """Remove the weights of a product that is done, and keep in its record what they were; the bytes that are free now.
+
+    The record says "removed" before the first file goes: killed in between, nothing looks unmade, and the next call
+    removes the rest. Only files that the record names, as it knows them: a file that somebody put there stays.
+    """
+    path = record_file(root, job, product.name)
+    record = read_json(path)
+    weights = [name for name in record["files"] if Path(name).suffix in WEIGHT_SUFFIXES]
+    there = [name for name in weights if (root / name).is_file() and _as_recorded(root / name, record["files"][name])]
+    if not there:
+        return 0
+    if record.get("removed") != weights:
+        write_json(path, {**record, "removed": weights})
+    freed = 0
+    for name in there:
+        freed += (root / name).stat().st_size
+        (root / name).unlink()
+    return freed
 
 
 @contextlib.contextmanager

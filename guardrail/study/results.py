@@ -69,7 +69,10 @@ class Results:
     def key(self) -> str:
         """Changes when any number that may be shown does, or what is missing."""
         products = {
-            f"{job.name}/{product.name}": [product.key.value, *dataclasses.astuple(self.states[job.name][product.name])]
+            f"{job.name}/{product.name}": [
+                product.key.value,  # and the state, but for whether its weights are still there: no number hangs on it
+                *dataclasses.astuple(dataclasses.replace(self.states[job.name][product.name], absent=False))[:-1],
+            ]
             for job in self.jobs.values()
             for product in job.products
         }

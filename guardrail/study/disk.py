@@ -1,0 +1,243 @@
+"""A study's disk: how much a checkpoint takes, which jobs run before weights go, the peak, and room for the next job.
+
+Unless everything is kept (`guardrail.study.keep`), a study runs in batches: as many alignments with their fine-tunings
+as have room beside what is there (`checkpoints_at_once`), then everything that reads these weights; what is read goes,
+and the next batch begins. Judges read answers, not weights, and come last. So the most that lies on the disk at any
+time follows from the settings, and `--plan` says it (`peak`).
+
+Before a training starts, its own weights and what trainings beside it have still to write must fit into what is free:
+`room`. If not, it waits while another job of the study runs, whose end may free some; otherwise it stops and says the
+numbers. Known limit: what other programs write meanwhile is not foreseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from guardrail.core.cli import log
+from guardrail.core.errors import UserError
+from guardrail.study.config import Study
+from guardrail.study.designs import adapter_parameters, n_adapters
+from guardrail.study.grid import Grid
+from guardrail.study.jobs import Job
+from guardrail.study.keep import is_kept, readers, trains
+from guardrail.study.records import State
+from guardrail.study.training_jobs import aligned_name, tuned_name
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+FOLDER = ".disk"
+POLL_SEC = 2.0
+States = dict[str, dict[str, State]]
+
+
+def weight_bytes(grid: Grid, full_bytes: int) -> dict[str, int]:
+    """Checkpoint job -> bytes of the weights that it stores; ``full_bytes`` is what a whole model takes."""
+    study = grid.study
+    adapter = adapter_parameters(study) * BYTES["bfloat16" if study.alignment.bf16 else "float32"]
+    out = {aligned_name(a): adapter if a.design == "adapter" else full_bytes for a in grid.alignments}
+    return out | {tuned_name(cell): n_adapters(cell.design) * adapter or full_bytes for cell in grid.cells}
+
+
+def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[str]) -> list[str]:
+    """Of the jobs to run, those that run now; all of them where all weights stay.
+
+    Trainings are taken alignment by alignment while fewer than ``checkpoints_at_once`` checkpoints that are not kept
+    have weights; then what they need, and everything that reads weights that are there by then. Two are always taken:
+    an alignment and one of its fine-tunings.
+    """
+    transient = [name for name in names if trains(jobs[name]) and not is_kept(jobs, name, study.keep)]
+    if study.keep == "all" or not transient:
+        return names
+    wanted = set(names)
+    live = [
+        name
+        for name, job in jobs.items()
+        if trains(job) and name not in wanted and not is_kept(jobs, name, study.keep) and _has_weights(states[name])
+    ]
+    room = max(study.checkpoints_at_once - len(live), 2)
+    chosen: list[str] = []
+    for name in _by_alignment(jobs, [name for name in names if trains(jobs[name])]):
+        if name in transient:
+            if room == 0:
+                break
+            room -= 1
+        chosen.append(name)
+    later = {name for name in wanted if trains(jobs[name])} - set(chosen)
+    reading = {reader for found in readers(jobs).values() for reader in found}
+    now = set(chosen)
+    for name in names:  # upstream first
+        job = jobs[name]
+        if not trains(job) and name in reading and not later & set(job.needs):
+            now.add(name)
+        if not any(trains(jobs[need]) for need in job.needs) and not trains(job) and not _judges(jobs, job):
+            now.add(name) if not _behind(jobs, name, chosen, wanted) else None
+    for name in reversed(names):
+        if name in now:
+            now |= wanted.intersection(jobs[name].needs) - later
+    return [name for name in names if name in now]
+
+
+def _judges(jobs: dict[str, Job], job: Job) -> bool:
+    """Does it read what an evaluation wrote?"""
+    return any(trains(jobs[below]) for need in job.needs for below in jobs[need].needs) and not trains(job)
+
+
+def _behind(jobs: dict[str, Job], name: str, chosen: list[str], wanted: set[str]) -> bool:
+    """Is the job made for later trainings alone (their mixture)?"""
+    made_for = {other for other in wanted if trains(jobs[other]) and name in jobs[other].needs}
+    return bool(made_for) and not made_for.intersection(chosen)
+
+
+def _has_weights(states: dict[str, State]) -> bool:
+    return all(state.done and not state.absent for state in states.values())
+
+
+def _by_alignment(jobs: dict[str, Job], names: list[str]) -> list[str]:
+    """Every alignment, followed at once by its fine-tunings."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        below = [need for need in jobs[name].needs if trains(jobs[need])]
+        groups.setdefault(below[0] if below else name, []).append(name)
+    return [name for members in groups.values() for name in members]
+
+
+def peak(study: Study, jobs: dict[str, Job], states: States, names: list[str], sizes: dict[str, int]) -> dict[str, Any]:
+    """The most bytes that the weights of a study take at any time, if ``names`` are run batch by batch.
+
+    ``sizes``: see `weight_bytes`. Returns ``peak_bytes``, ``end_bytes`` (what stays), ``kept_bytes`` of them by the
+    setting ``keep``, ``n_batches`` and ``most_checkpoints``, transient ones at a time. Weights that other studies or
+    the models themselves take are not in it.
+    """
+    states = dict(states)
+    there = {name for name, job in jobs.items() if trains(job) and _has_weights(states[name])}
+    done = {name for name in jobs if name not in set(names)}
+    by_job, left = readers(jobs), list(names)
+    most, most_checkpoints, n_batches = sum(sizes[name] for name in there), 0, 0
+    while left:
+        batch = next_batch(study, jobs, states, left)
+        assert batch, "a batch is never empty"
+        n_batches += 1
+        there |= {name for name in batch if trains(jobs[name])}
+        most = max(most, sum(sizes[name] for name in there))
+        transient = {name for name in there if not is_kept(jobs, name, study.keep)}
+        most_checkpoints = max(most_checkpoints, len(transient))
+        done |= set(batch)
+        left = [name for name in left if name not in done]
+        for name in batch:
+            states[name] = {product: State("done") for product in states[name]}
+        for name in transient:
+            if set(by_job[name]) <= done:
+                there.discard(name)
+                states[name] = {product: State("done", absent=True) for product in states[name]}
+    return {
+        "peak_bytes": most,
+        "end_bytes": sum(sizes[name] for name in there),
+        "kept_bytes": sum(sizes[name] for name in there if is_kept(jobs, name, study.keep)),
+        "n_batches": n_batches,
+        "most_checkpoints": most_checkpoints,
+    }
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that holds ``folder``, or will."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def written_bytes(folder: Path) -> int:
+    """What a training has written already, half-written files included."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@contextlib.contextmanager
+def room(root: Path, job: str, needed: int, output: Path | None) -> Iterator[None]:
+    """Hold ``needed`` bytes of the disk of ``root`` while the block runs; waits, or raises ``UserError``, without them.
+
+    Every job of a study runs inside of it, those that store nothing with 0: as long as one of them runs, the others
+    may hope for what it frees. ``output`` is the folder that the job fills. A process that was killed holds nothing.
+    """
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{job}.json"
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    mine = {"bytes": needed, "output": None if output is None else str(output)}
+    try:
+        told = False
+        while not _enter(folder, file, descriptor, root, job, mine):
+            if not told:
+                log(f"{job} waits for disk space: {_numbers(root, folder, file, mine)}")
+                told = True
+            time.sleep(POLL_SEC)
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+        os.close(descriptor)
+
+
+def _enter(folder: Path, file: Path, descriptor: int, root: Path, job: str, mine: dict[str, Any]) -> bool:
+    """Is there room? Then it is taken. Raises ``UserError`` where nothing that runs could still make some."""
+    gate = os.open(folder / "gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        others = _running(folder, file)
+        pending = sum(map(_pending, others))
+        fits = not mine["bytes"] or mine["bytes"] + pending <= free_bytes(root)
+        if not fits and not others:
+            raise UserError(
+                f"{job} stops before the disk is full: {_numbers(root, folder, file, mine)}; free some, choose another "
+                "OUTPUTS, or let weights go after use (keep in the study file, docs/designs.md), then start again"
+            )
+        if fits:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        return fits
+    finally:
+        os.close(gate)
+
+
+def _running(folder: Path, mine: Path) -> list[dict[str, Any]]:
+    """What the other jobs hold that run now; those that wait hold nothing yet."""
+    found = []
+    for file in folder.glob("*.json"):
+        if file == mine:
+            continue
+        with contextlib.suppress(OSError, ValueError):  # ended meanwhile; waits, and has written nothing yet
+            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(json.loads(os.pread(descriptor, 1 << 16, 0)))
+            else:  # nobody holds it: its process was killed
+                file.unlink()
+            finally:
+                os.close(descriptor)
+    return found
+
+
+def _pending(other: dict[str, Any]) -> int:
+    """Bytes that a running job has still to write."""
+    written = written_bytes(Path(other["output"])) if other["output"] and other["bytes"] else 0
+    return max(0, int(other["bytes"]) - written)
+
+
+def _numbers(root: Path, folder: Path, file: Path, mine: dict[str, Any]) -> str:
+    pending = sum(map(_pending, _running(folder, file)))
+    beside = f" and {pending / GIB:.2f} GiB that jobs beside it have still to write" if pending else ""
+    return f"{mine['bytes'] / GIB:.2f} GiB{beside} are needed, {free_bytes(root) / GIB:.2f} GiB are free in {root}"
