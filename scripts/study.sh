@@ -79,14 +79,20 @@ run_scheduled() {
 STARTED="$(date +%s)" INTERRUPTED=''
 trap 'INTERRUPTED=yes' INT # Snakemake ends its jobs; nothing more is begun
 SCHEDULE="$(schedule)"
-while [[ "$(value "$SCHEDULE" n_run)" != 0 ]] && ! run_scheduled "$@" && [[ -z "$INTERRUPTED" ]]; do
-    # What came after a failed process, or shared one with a failed job, and does not need the failed one, goes on.
+while [[ "$(value "$SCHEDULE" n_run)" != 0 ]]; do
     BEFORE="$(value "$SCHEDULE" run)"
+    ALL_WELL=''
+    if run_scheduled "$@"; then # weights that are not kept: the next jobs, now that those of these have been used
+        [[ "$(value "$SCHEDULE" n_later)" != 0 ]] || break
+        ALL_WELL=yes
+    fi
+    [[ -z "$INTERRUPTED" ]] || break
+    # What came after a failed process, or shared one with a failed job, and does not need the failed one, goes on.
     SCHEDULE="$(schedule --failed_since "$STARTED")"
     if [[ "$(value "$SCHEDULE" n_run)" == 0 || "$(value "$SCHEDULE" run)" == "$BEFORE" ]]; then
         echo "some stages failed; the others are done, and the table says which cells are missing" >&2
         break
     fi
-    echo "some stages failed; those that do not need them go on" >&2
+    [[ -n "$ALL_WELL" ]] || echo "some stages failed; those that do not need them go on" >&2
 done
 python -m guardrail.study.write "$CONFIG" --outputs "$OUTPUTS"

@@ -22,10 +22,9 @@ from guardrail.core.files import read_json, require_free_space, write_json
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study, as_dict, load_study
+from guardrail.study.disk import bytes_per_checkpoint, space_to_start
 from guardrail.study.grid import Grid
 from guardrail.study.sources import count_rows, pool_rows
-
-SANDBOX_BYTES_PER_CHECKPOINT = 8 << 20
 
 
 def numbers(text: str) -> list[int]:
@@ -55,15 +54,6 @@ def keep_tasks(study: Study, names: list[str]) -> Study:
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in names})
 
 
-def bytes_per_checkpoint(study: Study) -> int:
-    """What one trained checkpoint takes on disk: what the base model takes; 0 for one that is not here yet."""
-    if study.sandbox:
-        return SANDBOX_BYTES_PER_CHECKPOINT
-    folder = Path(resolve_checkpoint(study.models.base))
-    names = (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if folder.is_dir() else ()
-    return sum(file.stat().st_size for file in names)
-
-
 def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
     pool = pool_rows(study)
@@ -83,8 +73,7 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     grid = Grid(study, outputs)
     checkpoints = [grid.aligned_folder(alignment) for alignment in grid.alignments]
     checkpoints += [grid.cell_folder(cell) for cell in grid.cells]
-    n_absent = sum(not (folder / "slice_end").is_dir() for folder in checkpoints)  # a stale one makes room first
-    require_free_space(grid.folder, n_absent * bytes_per_checkpoint(study))
+    require_free_space(grid.folder, space_to_start(grid, bytes_per_checkpoint(study)))
     return {
         "cells": len(grid.cells),
         "alignments": len(grid.alignments),

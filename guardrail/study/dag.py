@@ -50,7 +50,10 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
         tasks = sorted({cell.task for cell in grid.cells if cell.alignment == alignment})
         evaluate(maker, f"aligned/{alignment.name}/seed{alignment.seed}", aligned_name(alignment), tasks)
     for cell in grid.cells:
-        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task])
+        # an adapter that was trained on an aligned model of full weights is read together with them
+        both = cell.design.method == "lora" and cell.design.alignment != "adapter"
+        below = [aligned_name(cell.alignment)] if both else []
+        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task], below)
         if study.fine_tuning.probes:
             judge_probes(maker, cell, tuned_name(cell))
     return maker.jobs

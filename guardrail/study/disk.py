@@ -24,7 +24,8 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
-from guardrail.study.config import Study
+from guardrail.models.checkpoints import resolve_checkpoint
+from guardrail.study.config import Design, Study
 from guardrail.study.designs import adapter_parameters, n_adapters
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job
@@ -33,10 +34,20 @@ from guardrail.study.records import State
 from guardrail.study.training_jobs import aligned_name, tuned_name
 
 GIB = 2**30
+SANDBOX_BYTES_PER_CHECKPOINT = 8 << 20
 BYTES = {"float32": 4, "bfloat16": 2}
 FOLDER = ".disk"
 POLL_SEC = 2.0
 States = dict[str, dict[str, State]]
+
+
+def bytes_per_checkpoint(study: Study) -> int:
+    """What one trained checkpoint takes on disk: what the base model takes; 0 for one that is not here yet."""
+    if study.sandbox:
+        return SANDBOX_BYTES_PER_CHECKPOINT
+    folder = Path(resolve_checkpoint(study.models.base))
+    names = (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if folder.is_dir() else ()
+    return sum(file.stat().st_size for file in names)
 
 
 def weight_bytes(grid: Grid, full_bytes: int) -> dict[str, int]:
@@ -45,6 +56,21 @@ def weight_bytes(grid: Grid, full_bytes: int) -> dict[str, int]:
     adapter = adapter_parameters(study) * BYTES["bfloat16" if study.alignment.bf16 else "float32"]
     out = {aligned_name(a): adapter if a.design == "adapter" else full_bytes for a in grid.alignments}
     return out | {tuned_name(cell): n_adapters(cell.design) * adapter or full_bytes for cell in grid.cells}
+
+
+def space_to_start(grid: Grid, full_bytes: int) -> int:
+    """Bytes that the checkpoints of a study still need, those that were never made: all that stay, and the most that
+    are there at a time of those that go (`peak` knows better, but has to know what is done)."""
+    study, sizes = grid.study, weight_bytes(grid, full_bytes)
+    made = [(aligned_name(a), grid.aligned_folder(a), a.design == "adapter", True) for a in grid.alignments]
+    made += [(tuned_name(c), grid.cell_folder(c), c.design == Design("adapter", "lora"), False) for c in grid.cells]
+    stays, goes = 0, []
+    for name, folder, adapters_alone, aligned in made:
+        if not (folder / "run.json").is_file():  # a stale one makes room first
+            kept = {"all": True, "aligned": aligned, "adapters": adapters_alone, "none": False}[study.keep]
+            stays += sizes[name] if kept else 0
+            goes += [] if kept else [sizes[name]]
+    return stays + sum(sorted(goes)[-study.checkpoints_at_once :])
 
 
 def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ EVAL_TEMPLATE = "plain"
 GENERATION_SEED = 0
 
 
-def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]) -> None:
-    """Every evaluation of one checkpoint; ``trained`` is the job that makes it, None for the base model."""
+def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str], below: Sequence[str] = ()) -> None:
+    """Every evaluation of one checkpoint; ``trained`` is the job that makes it, None for the base model.
+
+    ``below``: jobs whose weights are read as well, because the checkpoint is an adapter of theirs.
+    """
     study, evaluation = maker.study, maker.study.evaluation
     short = folder.replace("/", ".")
     model = study.models.base if trained is None else maker.path(folder)
     inputs = {"model": maker.model(study.models.base)} if trained is None else {}
     needs = {} if trained is None else {"model": maker.key_of(trained)}
-    upstream = [] if trained is None else [trained]
+    upstream = [] if trained is None else [trained, *below]
     decoding: dict[str, Any] = {
         "max_new_tokens": evaluation.max_new_tokens,
         "do_sample": evaluation.do_sample,

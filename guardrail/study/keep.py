@@ -21,6 +21,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guardrail.core.files import clear_leftovers
@@ -94,6 +95,17 @@ def remove_used(root: Path, jobs: dict[str, Job], names: list[str], keep: str) -
         for name in used_up(jobs, root, names, keep):
             freed += sum(remove_weights(root, name, product) for product in jobs[name].products)
     return freed
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a running job has to know: the setting ``keep``, and the bytes that every checkpoint job will store."""
+
+    keep: str = "all"
+    bytes: dict[str, int] = field(default_factory=dict)
+
+
+KEEP_ALL = Weights()
 
 
 @contextlib.contextmanager

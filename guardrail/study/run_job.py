@@ -21,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ from guardrail.core.files import read_json
 from guardrail.core.places import RESOURCES, WORK
 from guardrail.core.provenance import JOB_KEY_VARIABLE
 from guardrail.core.steps import DONE, FAILED, LEFT_OUT, STARTED, Status, Step, read_status, write_steps
+from guardrail.study.disk import room
 from guardrail.study.environment import stage_environment
 from guardrail.study.jobs import Job
+from guardrail.study.keep import KEEP_ALL, Weights, clear_training_state, remove_used, trains
 from guardrail.study.leases import CPU_MACHINE, Machine, devices_of
 from guardrail.study.planning.times import note_process
 from guardrail.study.processes import Process, single
@@ -45,7 +47,7 @@ from guardrail.study.records import (
     write_failure,
     write_record,
 )
-from guardrail.study.schedule import read_machine, read_schedule
+from guardrail.study.schedule import read_machine, read_schedule, read_weights
 
 LAST_LINES = 400
 POLL_SEC = 0.2
@@ -173,20 +175,22 @@ def open_need(root: Path, jobs: dict[str, Job], job: Job, inside: set[str]) -> s
             state = product_state(root, need, product)
             if not state.done:
                 return f"{need}, which is {state.status} ({state.reason})"
+            if state.absent:
+                return f"{need}, whose weights were removed after use; start the study again to make them again"
     return None
 
 
 def is_settled(root: Path, job: Job) -> bool:
     """Is nothing left to do? An earlier attempt at the process has done it."""
     states = [product_state(root, job.name, product) for product in job.products]
-    return all(state.done and not state.unanswered for state in states)
+    return all(state.done and not state.unanswered and not state.absent for state in states)
 
 
 class Run:
     """One attempt at a process: which of its jobs are still to do, what failed, what could not begin."""
 
-    def __init__(self, root: Path, jobs: dict[str, Job], process: Process) -> None:
-        self.root, self.process = root, process
+    def __init__(self, root: Path, jobs: dict[str, Job], process: Process, weights: Weights = KEEP_ALL) -> None:
+        self.root, self.process, self.jobs, self.weights = root, process, jobs, weights
         self.failed: dict[str, str] = {}
         self.blocked: dict[str, str] = {}
         self.pending: dict[str, Job] = {}
@@ -206,9 +210,12 @@ class Run:
                 self.pending[name] = job
 
     def record(self, job: Job, wall_sec: float) -> None:
+        if trains(job):
+            clear_training_state(self.root, job)
         for product in job.products:
             facts = {"wall_sec": round(wall_sec, 3), "unanswered": has_open_answers(self.root, job)}
             write_record(self.root, job.name, product, **facts)
+        remove_used(self.root, self.jobs, list(job.needs), self.weights.keep)
 
     def fail(self, job: Job, reason: str) -> None:
         self.pending.pop(job.name, None)
@@ -273,26 +280,36 @@ def run_process(
     shell: dict[str, str],
     machine: Machine = CPU_MACHINE,
     ranks: int = 1,
+    weights: Weights = KEEP_ALL,
 ) -> dict[str, Any]:
-    """Run the jobs of ``process`` and record their products; waits for those that still run from an earlier start.
+    """Run the jobs of ``process`` and record their products; waits for those that still run from an earlier start, for
+    room on the disk and for GPUs.
 
-    Raises ``UserError`` when one of them, or what it needs, failed.
+    Raises ``UserError`` when one of them, or what it needs, failed, and when their weights have no room.
     """
     with contextlib.ExitStack() as held:
         for name in sorted(process.jobs):  # in one order, whoever shares a process with whom
             held.enter_context(run_alone(root, name))
-        return _run_held(root, jobs, process, shell, machine, ranks)
+        return _run_held(root, jobs, process, shell, machine, ranks, weights)
 
 
 def _run_held(
-    root: Path, jobs: dict[str, Job], process: Process, shell: dict[str, str], machine: Machine, ranks: int
+    root: Path,
+    jobs: dict[str, Job],
+    process: Process,
+    shell: dict[str, str],
+    machine: Machine,
+    ranks: int,
+    weights: Weights,
 ) -> dict[str, Any]:
     started, cpu_before = time.time(), processor_seconds()
-    run_now = Run(root, jobs, process)
+    run_now = Run(root, jobs, process, weights)
     begun = tuple(run_now.pending)
     if begun:
         wanted = "none" if all(job.gpus == "none" for job in run_now.pending.values()) else process.gpus
-        with devices_of(dataclasses.replace(process, gpus=wanted), machine, ranks, shell) as devices:
+        with contextlib.ExitStack() as held:
+            held.enter_context(space(root, run_now, weights))
+            devices = held.enter_context(devices_of(dataclasses.replace(process, gpus=wanted), machine, ranks, shell))
             started = time.time()  # waiting for a GPU is not the job's time
             while run_now.pending:
                 todo = list(run_now.pending.values())
@@ -312,13 +329,37 @@ def _run_held(
     return {"process": process.name, "seconds": round(time.time() - started, 1)}
 
 
+@contextlib.contextmanager
+def space(root: Path, run_now: Run, weights: Weights) -> Iterator[None]:
+    """Room on the disk for what the jobs of a process store, as long as they run; a failure of theirs without it."""
+    needed = sum(weights.bytes.get(name, 0) for name in run_now.pending)
+    training = next((job for job in run_now.pending.values() if trains(job)), None)
+    output = None if training is None else root / Path(training.products[0].files[0]).parent
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(room(root, run_now.process.name, needed, output))
+        except UserError as error:
+            for job in run_now.pending.values():
+                (root / job.log).parent.mkdir(parents=True, exist_ok=True)
+                (root / job.log).write_text(f"error: {error}\n", encoding="utf-8")
+            run_now.fail_all(str(error))
+            raise
+        yield
+
+
 def run_job(
-    root: Path, jobs: dict[str, Job], name: str, shell: dict[str, str], machine: Machine = CPU_MACHINE, ranks: int = 1
+    root: Path,
+    jobs: dict[str, Job],
+    name: str,
+    shell: dict[str, str],
+    machine: Machine = CPU_MACHINE,
+    ranks: int = 1,
+    weights: Weights = KEEP_ALL,
 ) -> dict[str, Any]:
     """`run_process` with the job ``name`` alone."""
     if name not in jobs:
         raise unknown("job", name, jobs)
-    return run_process(root, jobs, single(jobs[name]), shell, machine, ranks)
+    return run_process(root, jobs, single(jobs[name]), shell, machine, ranks, weights)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -332,7 +373,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     process = processes.get(args.process) or single(jobs[args.process])
     log(f"{time.strftime('%H:%M:%S')}  {process.title}")
     machine, ranks = read_machine(Path(args.jobs))
-    return run_process(root, jobs, process, dict(os.environ), machine, ranks)
+    weights = read_weights(Path(args.jobs))
+    return run_process(root, jobs, process, dict(os.environ), machine, ranks, weights)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ from guardrail.core.nodes import read_hostfile
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.study.config import Study, Training, build
 from guardrail.study.dag import make_jobs
+from guardrail.study.disk import bytes_per_checkpoint, next_batch, weight_bytes
 from guardrail.study.grid import Grid
 from guardrail.study.hub_names import refresh_hub_names
 from guardrail.study.jobs import Job, job_states
+from guardrail.study.keep import KEEP_ALL, Weights, clear_training_state, needed_again, remove_used, trains
 from guardrail.study.keys import Key, trainer_content
 from guardrail.study.leases import CPU_MACHINE, Machine
 from guardrail.study.processes import Process, make_processes
@@ -74,8 +76,10 @@ def settings_of(training: Training) -> set[str]:
 
 
 def to_run(jobs: dict[str, Job], states: dict[str, dict[str, State]]) -> list[str]:
-    """Jobs with a product that is not done, or with answers that a judge's server left open, in order."""
-    return [name for name in jobs if any(not state.done or state.unanswered for state in states[name].values())]
+    """Jobs with a product that is not done, or with answers that a judge's server left open, in order; and the jobs
+    whose weights these need and which were removed after use."""
+    names = [name for name in jobs if any(not state.done or state.unanswered for state in states[name].values())]
+    return needed_again(jobs, states, names)
 
 
 def without_failed(grid: Grid, jobs: dict[str, Job], names: list[str], since: float) -> list[str]:
@@ -112,6 +116,7 @@ def write_schedule(
     trainer: str = OUR_TRAINER,
     ranks: int = 1,
     machine: Machine = CPU_MACHINE,
+    weights: Weights = KEEP_ALL,
 ) -> Path:
     """Write `jobs.json` with the processes that run ``run_names``; clear the scheduler's markers of an earlier run."""
     shutil.rmtree(grid.folder / MARKERS, ignore_errors=True)
@@ -122,6 +127,7 @@ def write_schedule(
         "trainer_content": trainer_content(trainer, grid.folder),
         "ranks": ranks,
         "machine": dataclasses.asdict(machine),
+        "weights": dataclasses.asdict(weights),
         "jobs": [dataclasses.asdict(job) for job in jobs.values()],
         "processes": [dataclasses.asdict(one) for one in make_processes(jobs, run_names, machine).values()],
     }
@@ -160,6 +166,11 @@ def read_machine(path: Path) -> tuple[Machine, int]:
     return Machine(**{**machine, "gpus": tuple(machine["gpus"])}), content["ranks"]
 
 
+def read_weights(path: Path) -> Weights:
+    """What becomes of the weights of this schedule's jobs."""
+    return Weights(**read_json(path)["weights"])
+
+
 def this_machine(gpus: str, per_job: int) -> Machine:
     """The GPUs ``gpus`` (`0,1,2,3`; empty on a CPU machine). Raises ``UserError`` where a job wants more."""
     names = split_names(gpus, "--gpus")
@@ -173,6 +184,9 @@ def reasons(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: li
     lines = []
     for name in names:
         state = next((state for state in states[name].values() if not state.done), None)
+        if state is None and any(state.absent for state in states[name].values()):
+            lines.append(f"{jobs[name].title}  (its weights were removed after use and are needed again)")
+            continue
         if state is None:
             lines.append(f"{jobs[name].title}  (some answers have no judgement yet)")
             continue
@@ -255,14 +269,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     trainer = choose_trainer(grid.study) if args.failed_since is None else recorded_setup(grid)[0]
     ranks = all_ranks(args.ranks)
     jobs = make_jobs(grid, trainer, ranks)
+    keep = grid.study.keep
+    for job in filter(trains, jobs.values()):  # no job runs now
+        clear_training_state(grid.folder, job)
+    remove_used(grid.folder, jobs, list(jobs), keep)
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
     if args.failed_since is not None:
         names = without_failed(grid, jobs, names, args.failed_since)
-    processes = make_processes(jobs, names, machine)
-    show(jobs, states, names, processes, N_REASONS)
-    path = write_schedule(grid, jobs, names, trainer, ranks, machine)
-    return {"jobs": str(path), **counts(jobs, names, processes), "run": list(processes)}
+    batch = next_batch(grid.study, jobs, states, names)
+    processes = make_processes(jobs, batch, machine)
+    show(jobs, states, batch, processes, N_REASONS)
+    later = len(names) - len(batch)
+    if later:
+        log(f"{later} more jobs follow when the weights of these have been used")
+    weights = Weights(keep, weight_bytes(grid, bytes_per_checkpoint(grid.study)))
+    path = write_schedule(grid, jobs, batch, trainer, ranks, machine, weights)
+    return {"jobs": str(path), **counts(jobs, batch, processes), "n_later": later, "run": list(processes)}
 
 
 if __name__ == "__main__":

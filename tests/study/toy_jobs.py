@@ -225,6 +225,6 @@ class ToyStudy:
                 continue
             assert shown["harmfulness_score_percent"] == number(key("harmfulness", folder))
             assert shown["benign_refusal_percent"] == number(key("over_refusal", folder))
-            for judge, found in shown["judges"].items():
+            for judge, found in shown.get("judges", {}).items():
                 if "missing" not in found:
                     assert found["harmfulness_score_percent"] == number(key(f"judge_{judge}", folder))
