@@ -77,8 +77,8 @@ def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[s
     """Of the jobs to run, those that run now; all of them where all weights stay.
 
     Trainings are taken alignment by alignment while fewer than ``checkpoints_at_once`` checkpoints that are not kept
-    have weights; then what they need, and everything that reads weights that are there by then. Two are always taken:
-    an alignment and one of its fine-tunings.
+    have weights, those first whose alignment is there; then what they need, and everything that reads weights that are
+    there by then. One is always taken.
     """
     transient = [name for name in names if trains(jobs[name]) and not is_kept(jobs, name, study.keep)]
     if study.keep == "all" or not transient:
@@ -89,7 +89,7 @@ def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[s
         for name, job in jobs.items()
         if trains(job) and name not in wanted and not is_kept(jobs, name, study.keep) and _has_weights(states[name])
     ]
-    room = max(study.checkpoints_at_once - len(live), 2)
+    room = max(study.checkpoints_at_once - len(live), 1)
     chosen: list[str] = []
     for name in _by_alignment(jobs, [name for name in names if trains(jobs[name])]):
         if name in transient:
@@ -128,11 +128,11 @@ def _has_weights(states: dict[str, State]) -> bool:
 
 
 def _by_alignment(jobs: dict[str, Job], names: list[str]) -> list[str]:
-    """Every alignment, followed at once by its fine-tunings."""
-    groups: dict[str, list[str]] = {}
+    """Every alignment, followed at once by its fine-tunings; first the fine-tunings of alignments that are there."""
+    below = {name: next((need for need in jobs[name].needs if trains(jobs[need])), name) for name in names}
+    groups: dict[str, list[str]] = {below[name]: [] for name in names if below[name] not in below}
     for name in names:
-        below = [need for need in jobs[name].needs if trains(jobs[need])]
-        groups.setdefault(below[0] if below else name, []).append(name)
+        groups.setdefault(below[name], []).append(name)
     return [name for members in groups.values() for name in members]
 
 
@@ -160,8 +160,9 @@ def peak(study: Study, jobs: dict[str, Job], states: States, names: list[str], s
         left = [name for name in left if name not in done]
         for name in batch:
             states[name] = {product: State("done") for product in states[name]}
+        left_set = set(left)
         for name in transient:
-            if set(by_job[name]) <= done:
+            if not left_set.intersection(by_job[name]):  # what is to be made again is among those that are left
                 there.discard(name)
                 states[name] = {product: State("done", absent=True) for product in states[name]}
     return {

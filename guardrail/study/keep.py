@@ -73,14 +73,24 @@ def needed_again(jobs: dict[str, Job], states: dict[str, dict[str, State]], name
 
 
 def used_up(jobs: dict[str, Job], root: Path, names: list[str], keep: str) -> list[str]:
-    """Of the checkpoint jobs ``names`` those whose weights may go: done, not kept, and read by everything."""
-    by_job = readers(jobs)
+    """Of the checkpoint jobs ``names`` those whose weights may go: done, not kept, and read by everything.
 
-    def done(name: str) -> bool:
-        return all(product_state(root, name, product).done for product in jobs[name].products)
+    A reader whose own weights were removed and are needed again has still to read.
+    """
+    by_job = readers(jobs)
+    known: dict[str, State] = {}
+
+    def state(name: str) -> State:
+        if name not in known:
+            found = [product_state(root, name, product) for product in jobs[name].products]
+            known[name] = next((one for one in found if not one.done), found[0])
+        return known[name]
+
+    def has_read(name: str) -> bool:
+        return state(name).done and (not state(name).absent or all(map(has_read, by_job[name])))
 
     candidates = [name for name in names if trains(jobs[name]) and not is_kept(jobs, name, keep)]
-    return [name for name in candidates if done(name) and all(map(done, by_job[name]))]
+    return [name for name in candidates if state(name).done and all(map(has_read, by_job[name]))]
 
 
 def remove_used(root: Path, jobs: dict[str, Job], names: list[str], keep: str) -> int:
