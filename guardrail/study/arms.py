@@ -130,13 +130,15 @@ def read_arms(results: Results, finished: set[Cell]) -> list[Arm]:
             cells.append(cell)
     return [
         Arm(
-            *key,
+            task,
+            subset,
+            size,
             tuple(cells),
             tuple(read(grid.aligned_folder(cell.alignment)) for cell in cells),
             tuple(read(grid.cell_folder(cell)) for cell in cells),
             design,
         )
-        for (*key, design), cells in arms.items()
+        for (task, subset, size, design), cells in arms.items()
     ]
 
 

@@ -81,6 +81,29 @@ def test_random_is_a_seeded_draw(sources, tmp_path):
     assert drawn(1) == drawn(1) and len({tuple(drawn(seed)) for seed in range(6)}) > 1
 
 
+def test_a_replay_is_a_seeded_draw_of_the_instructions(sources, tmp_path):
+    def ids(source: str, **changes) -> list[str]:
+        split = mix(config(sources, tmp_path / "out", split="train_x", **changes))["split"]
+        return [row["id"] for row in load_rows(tmp_path / "out", split=split) if row["source"] == source]
+
+    assert len(ids("instruct", replay_fraction=0.5)) == 3 and len(ids("safety", replay_fraction=0.5)) == 3
+    assert set(ids("instruct", replay_fraction=0.5, seed=1)) == set(ids("instruct", replay_fraction=0.5, seed=1))
+    draws = {frozenset(ids("instruct", replay_fraction=0.5, seed=seed)) for seed in range(8)}
+    assert len(draws) > 1
+    assert ids("instruct", replay_fraction=0.0) == []
+    assert len(ids("instruct", replay_fraction=0.9)) == 6, "at most all of them"
+    assert len(ids("instruct", sim="none", size=3, replay_fraction=0.4)) == 5, "as many rows as an arm of 3"
+    with pytest.raises(UserError, match="needs --size"):
+        mix(config(sources, tmp_path / "out", sim="none", size=None, replay_fraction=0.4))
+
+
+def test_a_mixture_without_replay_is_the_one_of_before(sources, tmp_path):
+    from guardrail.core.options import decisive
+
+    assert "replay_fraction" not in decisive(config(sources, tmp_path))
+    assert decisive(config(sources, tmp_path, replay_fraction=0.2))["replay_fraction"] == 0.2
+
+
 def test_what_a_killed_writer_left_is_cleared(sources, tmp_path):
     left = tmp_path / "out" / "data" / ".train.parquet.tmp-99999999-abcdef"
     left.parent.mkdir(parents=True)
