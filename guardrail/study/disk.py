@@ -201,8 +201,7 @@ def room(root: Path, job: str, needed: int, output: Path | None) -> Iterator[Non
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{job}.json"
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = _held(file)
     mine = {"bytes": needed, "output": None if output is None else str(output)}
     try:
         told = False
@@ -215,6 +214,17 @@ def room(root: Path, job: str, needed: int, output: Path | None) -> Iterator[Non
     finally:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
+        os.close(descriptor)
+
+
+def _held(file: Path) -> int:
+    """``file`` open and locked; once more where somebody who took it for a dead job's removed it in between."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == file.stat().st_ino:
+                return descriptor
         os.close(descriptor)
 
 
