@@ -104,7 +104,7 @@ def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[s
         job = jobs[name]
         if not trains(job) and name in reading and not later & set(job.needs):
             now.add(name)
-        if not any(trains(jobs[need]) for need in job.needs) and not trains(job) and not _judges(jobs, job):
+        if not any(trains(jobs[need]) for need in job.needs) and not trains(job) and not _judges(job):
             now.add(name) if not _behind(jobs, name, chosen, wanted) else None
     for name in reversed(names):
         if name in now:
@@ -112,9 +112,9 @@ def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[s
     return [name for name in names if name in now]
 
 
-def _judges(jobs: dict[str, Job], job: Job) -> bool:
-    """Does it read what an evaluation wrote?"""
-    return any(trains(jobs[below]) for need in job.needs for below in jobs[need].needs) and not trains(job)
+def _judges(job: Job) -> bool:
+    """Does it judge answers? Judges are loaded once, at the end."""
+    return job.stage == "harmfulness" or job.stage.startswith("judge_")
 
 
 def _behind(jobs: dict[str, Job], name: str, chosen: list[str], wanted: set[str]) -> bool:

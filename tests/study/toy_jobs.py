@@ -28,7 +28,7 @@ from guardrail.study.records import State
 from guardrail.study.results import Results
 from guardrail.study.schedule import OUR_TRAINER, to_run, without_failed
 
-WITHOUT_NUMBERS = {"task", "subset", "subset_size", "seed", "alignment", "status", "reason", "log"}
+WITHOUT_NUMBERS = {"task", "subset", "subset_size", "seed", "design", "alignment", "status", "reason", "log"}
 THINGS = ("boat", "river", "lantern", "garden", "kettle", "ladder")
 
 
@@ -219,7 +219,7 @@ class ToyStudy:
         for row, folder, shown in rows:
             if row["status"] != "done":
                 assert set(row) <= {
-                    *["task", "subset", "subset_size", "seed", "alignment", "status", "reason", "log"]
+                    *["task", "subset", "subset_size", "seed", "design", "alignment", "status", "reason", "log"]
                 }, row
                 assert row["status"] in ("failed", "stale", "missing") and row["reason"]
                 continue
