@@ -104,8 +104,9 @@ def next_batch(study: Study, jobs: dict[str, Job], states: States, names: list[s
         job = jobs[name]
         if not trains(job) and name in reading and not later & set(job.needs):
             now.add(name)
-        if not any(trains(jobs[need]) for need in job.needs) and not trains(job) and not _judges(job):
-            now.add(name) if not _behind(jobs, name, chosen, wanted) else None
+        of_weights = trains(job) or any(trains(jobs[need]) for need in job.needs)
+        if not of_weights and not _judges(job) and not _behind(jobs, name, chosen, wanted):
+            now.add(name)
     for name in reversed(names):
         if name in now:
             now |= wanted.intersection(jobs[name].needs) - later

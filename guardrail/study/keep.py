@@ -39,7 +39,9 @@ def trains(job: Job) -> bool:
 
 
 def stores_adapter(job: Job) -> bool:
-    return bool(job.products[0].key.parts["options"].get("use_lora"))
+    """Does it store adapters alone?"""
+    options = job.products[0].key.parts["options"]
+    return bool(options.get("use_lora")) and not options.get("save_full_model", True)
 
 
 def is_kept(jobs: dict[str, Job], name: str, keep: str) -> bool:

@@ -22,11 +22,13 @@ from guardrail.core.errors import UserError
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study
 from guardrail.study.dag import make_jobs
+from guardrail.study.disk import peak
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
+from guardrail.study.keep import trains
 from guardrail.study.planning.assumptions import Book, parse_changes
 from guardrail.study.planning.costs import TRAINING_STAGES, Cost, Costs
-from guardrail.study.planning.disk import held_by, peak
+from guardrail.study.planning.disk import checkpoint_bytes
 from guardrail.study.planning.node import OTHERS, TRAINING_FIRST, Node, node_of
 from guardrail.study.planning.rates import Calibration, find_calibration
 from guardrail.study.planning.simulate import Schedule, Task, simulate
@@ -251,14 +253,13 @@ def disk_of(parts: Parts) -> dict[str, int]:
     study, counter = parts.grid.study, parts.counter
     parts.book.purpose("disk")
     float32 = study.dtype == "float32"
-    home = {name: process for process, one in parts.processes.items() for name in one.jobs}
-    keep = getattr(study, "keep", "all")
-    largest, last = peak(held_by(counter, parts.schedule, home, parts.waiting, keep, float32))
+    sizes = {name: checkpoint_bytes(counter, job, float32) for name, job in parts.jobs.items() if trains(job)}
+    weights = peak(study, parts.jobs, job_states(parts.grid, parts.jobs), parts.waiting, sizes)
     rows = sum(counter.rows_of(job).rows for job in parts.jobs.values() if job.stage == "representations")
     representations = int(rows * parts.shape.hidden * (4 if float32 else 2))
     return {
-        "peak_disk_bytes": int(largest) + representations,
-        "checkpoint_bytes": int(last),
+        "peak_disk_bytes": weights["peak_bytes"] + representations,
+        "checkpoint_bytes": weights["end_bytes"],
         "representation_bytes": representations,
     }
 

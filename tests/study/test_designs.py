@@ -95,8 +95,8 @@ def test_costs_of_the_paper_s_designs():
     assert training_operations(adapter.alignment, "lora", adapter.lora) == 4
     assert training_operations(mixed.alignment, "full", mixed.lora) == 8
     rows = {a.name: alignment_rows(adapter, a, 200_000, 30_000) for a in Grid(adapter).alignments}
-    assert rows["list_high_sim_1000_adapter"] == round(1000 / 0.75) == rows["none_adapter"]
-    assert rows["full_adapter"] == 40_000
+    assert rows["list_high_sim_1000_adapter"] == round(1000 / 0.9) == rows["none_adapter"]
+    assert rows["full_adapter"] == round(30_000 / 0.9)
     assert alignment_rows(mixed, Grid(mixed).alignments[0], 200_000, 30_000) == 201_000
 
 
