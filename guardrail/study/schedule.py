@@ -207,10 +207,11 @@ def show(
     names: list[str],
     processes: dict[str, Process],
     limit: int | None,
+    n_later: int = 0,
 ) -> None:
-    """The plan on stderr: how many of each stage, and the reasons."""
+    """The plan on stderr: how many of each stage, and the reasons. ``n_later`` jobs come in the next batches."""
     stages = Counter(jobs[name].stage for name in names)
-    n_open, n = len(to_run(jobs, states)), len(processes)
+    n_open, n = len(to_run(jobs, states)) - n_later, len(processes)
     held = f", {n_open - len(names)} failed or wait for what failed" if n_open > len(names) else ""
     how = f" in {n} process{'es' if n > 1 else ''}" if names else ""
     log(f"{len(jobs) - n_open} of {len(jobs)} jobs are done{held}, {len(names)} to run{how}")
@@ -279,8 +280,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         names = without_failed(grid, jobs, names, args.failed_since)
     batch = next_batch(grid.study, jobs, states, names)
     processes = make_processes(jobs, batch, machine)
-    show(jobs, states, batch, processes, N_REASONS)
     later = len(names) - len(batch)
+    show(jobs, states, batch, processes, N_REASONS, later)
     if later:
         log(f"{later} more jobs follow when the weights of these have been used")
     weights = Weights(keep, weight_bytes(grid, bytes_per_checkpoint(grid.study)))
