@@ -54,7 +54,7 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     if (lasting := survival(results, finished, subsets, PAIRS)) is not None:
         result["survival"] = lasting
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
-    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, finished)}
+    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:

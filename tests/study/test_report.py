@@ -219,7 +219,7 @@ def test_cells_that_are_not_done_are_a_word_everywhere_and_never_a_number(tmp_pa
         result = collect(results)
         for number, cell in enumerate(grid.cells):
             if (cell.task, cell.subset) == ("list", "low") or (cell.subset, cell.seed) == ("random", 2):
-                kept = ("task", "subset", "subset_size", "seed", "alignment")
+                kept = ("task", "subset", "subset_size", "seed", "design", "alignment")
                 row = {key: result["cells"][number][key] for key in kept}
                 result["cells"][number] = {**row, "status": status, "reason": "made with another learning rate"}
         return result
@@ -236,7 +236,7 @@ def test_cells_that_are_not_done_are_a_word_everywhere_and_never_a_number(tmp_pa
     assert f"{status}: list / low 20, seed 1: made with another learning rate" in page
     for name in ("harmfulness", "arms"):
         lines = (grid.folder / f"tables/{name}.csv").read_text().splitlines()
-        row = next(csv.DictReader([lines[0], next(line for line in lines if line.startswith("list,low"))]))
+        row = next(csv.DictReader([lines[0], next(line for line in lines if line.startswith("mixed,list,low"))]))
         assert row["status"] == status and row["final_percent"] == row["initial_percent"] == ""
         assert status.upper() in (grid.folder / f"tables/{name}.md").read_text()
     assert f"1 of 3 seeds {status}" in (grid.folder / "tables/arms.md").read_text()

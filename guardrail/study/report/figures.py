@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
-from guardrail.study.grid import Cell
 from guardrail.study.report.survival import survival_figure
 from guardrail.study.results import Results, of_design
 
@@ -273,13 +272,17 @@ def learning_curves(plt: Any, curves: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def loss_curves(results: Results, finished: set[Cell]) -> list[dict[str, Any]]:
-    """Training losses of the ``finished`` cells and their alignments, as means of up to 120 parts.
+def loss_curves(results: Results, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Training losses of the finished ``cells`` (as in `study.json`) and their alignments, as means of up to 120 parts.
+
+    Of the first design alone.
 
     A cell that is not done has no curve: its losses may belong to other settings.
     """
     grid = results.grid
-    done = [cell for cell in grid.cells if cell in finished]
+    first = grid.study.all_designs[0]
+    rows = zip(grid.cells, cells, strict=True)
+    done = [cell for cell, row in rows if row["status"] == "done" and cell.design == first]
     alignments = dict.fromkeys(cell.alignment for cell in done)
     jobs = [("alignment", a.subset, a.task, a.seed, grid.aligned_folder(a)) for a in alignments]
     jobs += [("fine-tuning", c.subset, c.task, c.seed, grid.cell_folder(c)) for c in done]
