@@ -24,6 +24,7 @@ from typing import Any
 
 from guardrail.core.cli import log
 from guardrail.core.errors import UserError
+from guardrail.core.hub import cached_commit, repository_cache
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Design, Study
 from guardrail.study.designs import adapter_parameters, n_adapters
@@ -42,10 +43,13 @@ States = dict[str, dict[str, State]]
 
 
 def bytes_per_checkpoint(study: Study) -> int:
-    """What one trained checkpoint takes on disk: what the base model takes; 0 for one that is not here yet."""
+    """What one trained checkpoint takes on disk: what the base model takes; 0 for a hub's that is not here yet."""
     if study.sandbox:
         return SANDBOX_BYTES_PER_CHECKPOINT
     folder = Path(resolve_checkpoint(study.models.base))
+    commit = None if folder.is_dir() else cached_commit("model", study.models.base)
+    if commit is not None:
+        folder = repository_cache("model", study.models.base) / "snapshots" / commit
     names = (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if folder.is_dir() else ()
     return sum(file.stat().st_size for file in names)
 

@@ -281,8 +281,8 @@ def loss_curves(results: Results, cells: list[dict[str, Any]]) -> list[dict[str,
     """
     grid = results.grid
     first = grid.study.all_designs[0]
-    rows = zip(grid.cells, cells, strict=True)
-    done = [cell for cell, row in rows if row["status"] == "done" and cell.design == first]
+    paired = zip(grid.cells, cells, strict=True)
+    done = [cell for cell, row in paired if row["status"] == "done" and cell.design == first]
     alignments = dict.fromkeys(cell.alignment for cell in done)
     jobs = [("alignment", a.subset, a.task, a.seed, grid.aligned_folder(a)) for a in alignments]
     jobs += [("fine-tuning", c.subset, c.task, c.seed, grid.cell_folder(c)) for c in done]
