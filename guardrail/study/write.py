@@ -42,7 +42,8 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     result = collect(results)
     first = results.grid.study.all_designs[0]  # subsets and pictures are of the design that others are compared with
     rows = zip(results.grid.cells, result["cells"], strict=True)
-    finished = {cell for cell, row in rows if not without_numbers(row) and cell.design == first}
+    done = {cell for cell, row in rows if not without_numbers(row)}
+    finished = {cell for cell in done if cell.design == first}
     subsets = describe_subsets(results, finished)
     try:
         statistics = analyse(results, result, subsets)
@@ -51,7 +52,7 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
         statistics = {"reason": str(error)}
     run_record = result.pop("run")
     result |= {"subsets": subsets, "statistics": statistics}
-    if (lasting := survival(results, finished, subsets, PAIRS)) is not None:
+    if (lasting := survival(results, done, subsets, PAIRS)) is not None:
         result["survival"] = lasting
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
     return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
