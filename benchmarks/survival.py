@@ -60,7 +60,7 @@ def measure(R: int, effect: float, spread: float, n_studies: int) -> dict[str, A
         p_values = (test["p_value"], log_rank(*lives)["p_value"], cox["p_value"])
         counts += [low <= life <= high, inside, *(p < 0.05 for p in p_values)]
     names = ("life_coverage", "hazard_coverage", "life_rejected", "log_rank_rejected", "hazard_rejected")
-    percent = {f"{name}_percent": round(100 * n / n_studies, 1) for name, n in zip(names, counts, strict=True)}
+    percent = {f"{name}_percent": float(round(100 * n / n_studies, 1)) for name, n in zip(names, counts, strict=True)}
     return {"seeds": R, "log_hazard_ratio": effect, "frailty": spread, "n_studies": n_studies, **percent}
 
 
