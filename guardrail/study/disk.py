@@ -141,6 +141,31 @@ def _by_alignment(jobs: dict[str, Job], names: list[str]) -> list[str]:
     return [name for members in groups.values() for name in members]
 
 
+def batches(
+    study: Study, jobs: dict[str, Job], states: States, names: list[str]
+) -> Iterator[tuple[list[str], set[str]]]:
+    """Every batch in which ``names`` run, with the checkpoint jobs whose weights are there meanwhile; at last an empty
+    batch with those whose weights stay."""
+    states = dict(states)
+    there = {name for name, job in jobs.items() if trains(job) and _has_weights(states[name])}
+    by_job, left = readers(jobs), list(names)
+    while left:
+        batch = next_batch(study, jobs, states, left)
+        assert batch, "a batch is never empty"
+        there |= {name for name in batch if trains(jobs[name])}
+        yield batch, set(there)
+        taken = set(batch)
+        left = [name for name in left if name not in taken]
+        for name in batch:
+            states[name] = {product: State("done") for product in states[name]}
+        left_set = set(left)
+        for name in [name for name in there if not is_kept(jobs, name, study.keep)]:
+            if not left_set.intersection(by_job[name]):  # what is to be made again is among those that are left
+                there.discard(name)
+                states[name] = {product: State("done", absent=True) for product in states[name]}
+    yield [], there
+
+
 def peak(study: Study, jobs: dict[str, Job], states: States, names: list[str], sizes: dict[str, int]) -> dict[str, Any]:
     """The most bytes that the weights of a study take at any time, if ``names`` are run batch by batch.
 
@@ -148,28 +173,15 @@ def peak(study: Study, jobs: dict[str, Job], states: States, names: list[str], s
     setting ``keep``, ``n_batches`` and ``most_checkpoints``, transient ones at a time. Weights that other studies or
     the models themselves take are not in it.
     """
-    states = dict(states)
-    there = {name for name, job in jobs.items() if trains(job) and _has_weights(states[name])}
-    done = {name for name in jobs if name not in set(names)}
-    by_job, left = readers(jobs), list(names)
-    most, most_checkpoints, n_batches = sum(sizes[name] for name in there), 0, 0
-    while left:
-        batch = next_batch(study, jobs, states, left)
-        assert batch, "a batch is never empty"
-        n_batches += 1
-        there |= {name for name in batch if trains(jobs[name])}
-        most = max(most, sum(sizes[name] for name in there))
-        transient = {name for name in there if not is_kept(jobs, name, study.keep)}
-        most_checkpoints = max(most_checkpoints, len(transient))
-        done |= set(batch)
-        left = [name for name in left if name not in done]
-        for name in batch:
-            states[name] = {product: State("done") for product in states[name]}
-        left_set = set(left)
-        for name in transient:
-            if not left_set.intersection(by_job[name]):  # what is to be made again is among those that are left
-                there.discard(name)
-                states[name] = {product: State("done", absent=True) for product in states[name]}
+    most = sum(sizes[name] for name, job in jobs.items() if trains(job) and _has_weights(states[name]))
+    most_checkpoints, n_batches = 0, 0
+    there: set[str] = set()
+    for batch, there in batches(study, jobs, states, names):
+        if batch:
+            n_batches += 1
+            most = max(most, sum(sizes[name] for name in there))
+            transient = [name for name in there if not is_kept(jobs, name, study.keep)]
+            most_checkpoints = max(most_checkpoints, len(transient))
     return {
         "peak_bytes": most,
         "end_bytes": sum(sizes[name] for name in there),

@@ -10,6 +10,7 @@ GPUs, not a sum. What is reused and what runs is what the schedule says. Loads n
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from guardrail.core.errors import UserError
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study
 from guardrail.study.dag import make_jobs
-from guardrail.study.disk import peak
+from guardrail.study.disk import batches, peak
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
 from guardrail.study.keep import trains
@@ -31,10 +32,11 @@ from guardrail.study.planning.costs import TRAINING_STAGES, Cost, Costs
 from guardrail.study.planning.disk import checkpoint_bytes
 from guardrail.study.planning.node import OTHERS, TRAINING_FIRST, Node, node_of
 from guardrail.study.planning.rates import Calibration, find_calibration
-from guardrail.study.planning.simulate import Schedule, Task, simulate
+from guardrail.study.planning.simulate import Schedule, Task, one_after_the_other, simulate
 from guardrail.study.planning.times import read_times
 from guardrail.study.planning.volumes import bench_prompts
 from guardrail.study.processes import Process, make_processes
+from guardrail.study.records import State
 from guardrail.study.schedule import all_ranks, choose_trainer, recorded_setup, to_run
 
 FALLBACK_SHAPE = "llama2-7b"
@@ -77,6 +79,7 @@ class Parts:
     overhead_sec: float
     calibration: Calibration | None
     file: str = ""
+    n_batches: int = 1
 
     def gpu_seconds(self, name: str) -> float:
         return self.costs[name].seconds * self.node.holds(self.processes[name].gpus).get("gpus", 0)
@@ -130,8 +133,10 @@ def plan_parts(
         trainer, recorded = recorded_setup(grid)
         ranks = max(recorded, node.n_gpus if node.gpu else 1)
     jobs = make_jobs(grid, trainer, ranks, missing_ok=True)
-    waiting = list(jobs) if whole else to_run(jobs, job_states(grid, jobs))
-    processes = make_processes(jobs, waiting, node.machine)
+    states = job_states(grid, jobs)
+    waiting = list(jobs) if whole else to_run(jobs, states)
+    in_batches = processes_of_batches(study, jobs, states, waiting, node)
+    processes = {name: process for batch in in_batches for name, process in batch.items()}
     calibration = find_calibration(study, node) if node.here else None
     shapes = shape_of(study, book), SHAPES["sandbox"] if study.sandbox else SHAPES[FALLBACK_SHAPE]
     counter = Costs(grid, jobs, *shapes, book, node.gpu, ranks, calibration.rates if calibration else {})
@@ -143,10 +148,32 @@ def plan_parts(
     book.purpose("the study")
     overhead = calibration.study.wall_sec if calibration else book[f"{kind}study_sec"]
     book.check()
-    schedule = simulate(tasks_of(processes, costs, node, per_process), node.limits)
-    return Parts(
-        *(grid, node, book, shapes[0], jobs, waiting, processes, costs, schedule, counter, overhead, calibration, file)
+    between = calibration.study.wall_sec / 2 if calibration else book[f"{kind}batch_sec"]
+    schedule = one_after_the_other(
+        [simulate(tasks_of(batch, costs, node, per_process), node.limits) for batch in in_batches], between
     )
+    return Parts(
+        *(grid, node, book, shapes[0], jobs, waiting, processes, costs, schedule, counter, overhead, calibration, file),
+        n_batches=len(in_batches),
+    )
+
+
+def processes_of_batches(
+    study: Study, jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str], node: Node
+) -> list[dict[str, Process]]:
+    """The processes of every batch in which ``names`` run (`guardrail.study.disk`: weights that are not kept go between
+    two batches). Names are those of the schedule; in later batches they have its number."""
+    out: list[dict[str, Process]] = []
+    for number, (batch, _) in enumerate(batches(study, jobs, states, names), 1):
+        mark = f"#{number}" if number > 1 else ""
+        made = make_processes(jobs, batch, node.machine).values()
+        renamed = [
+            dataclasses.replace(one, name=one.name + mark, needs=tuple(f"{need}{mark}" for need in one.needs))
+            for one in made
+        ]
+        if renamed:
+            out.append({one.name: one for one in renamed})
+    return out
 
 
 def tasks_of(processes: Mapping[str, Process], costs: Mapping[str, Cost], node: Node, per_process: float) -> list[Task]:
@@ -229,7 +256,8 @@ def describe(parts: Parts) -> dict[str, Any]:
         "n_gpus": node.n_gpus,
         "stages": [{**asdict(s), "n_run": s.n_run} for s in stages],
         "jobs_to_run": parts.waiting,
-        "run": list(parts.processes),
+        "run": list(make_processes(parts.jobs, parts.waiting, node.machine)),
+        "batches": parts.n_batches,
         "stages_to_run": sum(stage.n_run for stage in stages),
         "stages_to_reuse": sum(stage.n_reuse for stage in stages),
         "gpu_hours": round(gpu_hours, 2),
@@ -281,9 +309,10 @@ def plan_text(plan: Mapping[str, Any]) -> str:
             f"{row['stage']:<16}{row['n_total']:>6}{row['n_reuse']:>6}{row['n_run']:>6}{row['seconds_each']:>10,.0f}"
             f"{used:>10,.1f}  {row['source']:<13}{row['basis']}"
         )
-    path = Counter(name.partition(".")[0] for name in plan["critical_path"])
+    path = Counter(name.partition("#")[0].partition(".")[0] for name in plan["critical_path"])
     chain = ", ".join(f"{stage} x {n}" if n > 1 else stage for stage, n in path.items())
-    lines += ["", f"to run {plan['stages_to_run']}, to reuse {plan['stages_to_reuse']}"]
+    in_batches = f" in {plan['batches']} batches" if plan["batches"] > 1 else ""
+    lines += ["", f"to run {plan['stages_to_run']}, to reuse {plan['stages_to_reuse']}{in_batches}"]
     lines.append(
         f"wall time {_duration(plan['wall_sec'])}; no machine is faster than {_duration(plan['critical_path_sec'])} "
         f"({chain or 'nothing to run'})"

@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Assumption] = {
     "save_bytes_per_sec": Assumption(0.5e9, "B/s", "assumed: gathered and written by one rank"),
     "process_sec": Assumption(2.0, "s", "assumed: scheduler and records of one process"),
     "study_sec": Assumption(60.0, "s", "assumed: check, schedule, tables, figures and page of a study"),
+    "batch_sec": Assumption(15.0, "s", "assumed: schedule and start of the next batch, where weights go between"),
     "select_sec": Assumption(30.0, "s", "assumed: exact cosines of a pool of 100,000 rows on a GPU"),
     "mix_start_sec": Assumption(2.0, "s", "assumed: imports of pyarrow"),
     "mix_rows_per_sec": Assumption(20000.0, "rows/s", "assumed: one process writes parquet"),
@@ -67,6 +68,7 @@ DEFAULTS: dict[str, Assumption] = {
     "core_mix_rows_per_sec": Assumption(6700.0, "rows/s", MEASURED),
     "core_decode_step_sec": Assumption(0.02, "s per token of a batch", MEASURED),
     "core_process_sec": Assumption(0.6, "s", MEASURED),
+    "core_batch_sec": Assumption(8.0, "s", "assumed: schedule and start of the next batch, where weights go between"),
     "core_study_sec": Assumption(20.0, "s", "assumed: check, schedule, tables, figures and page of a small study"),
 }
 

@@ -93,6 +93,22 @@ def simulate(tasks: Sequence[Task], limits: Mapping[str, int]) -> Schedule:
     return Schedule(starts, ends, path, length)
 
 
+def one_after_the_other(schedules: Sequence[Schedule], between_sec: float) -> Schedule:
+    """Schedules of batches as one: each begins ``between_sec`` after the one before has ended. Their longest chains are
+    added: what one batch leaves free the next cannot use."""
+    starts: dict[str, float] = {}
+    ends: dict[str, float] = {}
+    now = 0.0
+    for schedule in schedules:
+        now = now + between_sec if ends else 0.0
+        starts |= {name: now + start for name, start in schedule.starts.items()}
+        ends |= {name: now + end for name, end in schedule.ends.items()}
+        now += schedule.wall_sec
+    chain = tuple(name for schedule in schedules for name in schedule.critical)
+    pauses = between_sec * max(len(schedules) - 1, 0)
+    return Schedule(starts, ends, chain, sum(schedule.critical_sec for schedule in schedules) + pauses)
+
+
 def longest_chain(tasks: Sequence[Task]) -> tuple[tuple[str, ...], float]:
     """The chain of needs that takes longest, first job first, and its seconds: no machine is faster than that.
 

@@ -6,8 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from guardrail.study.planning.disk import Held, peak
-from guardrail.study.planning.simulate import Task, longest_chain, simulate
+from guardrail.study.planning.simulate import Task, longest_chain, one_after_the_other, simulate
 
 
 def test_two_cores_by_hand():
@@ -84,11 +83,13 @@ def test_any_schedule_keeps_needs_and_limits_and_wastes_no_more_than_it_must(tas
     assert schedule.critical_sec == longest_chain(tasks)[1]
 
 
+def test_batches_come_one_after_the_other_by_hand():
+    """3 s, a pause of 2 s, then 4 s: the second begins at 5 and ends at 9; no machine is faster than 3 + 2 + 4."""
+    one, two = (simulate([Task(name, seconds)], {"jobs": 2}) for name, seconds in (("a", 3), ("b", 4)))
+    both = one_after_the_other([one, two], 2.0)
+    assert both.starts == {"a": 0, "b": 5} and both.wall_sec == both.critical_sec == 9
+    assert both.critical == ("a", "b") and one_after_the_other([], 2.0).wall_sec == 0
+
+
 def test_needs_that_are_done_count_nothing():
     assert simulate([Task("a", 2, ("done before",))], {"jobs": 1}).wall_sec == 2
-
-
-def test_peak_of_what_is_held_by_hand():
-    """3 from 0 to 5; 2 from 4 on; 4 from 5 to 6: 3, then 5, then (3 gone first) 6; 2 in the end."""
-    assert peak([Held(3, 0, 5), Held(2, 4, None), Held(4, 5, 6)]) == (6, 2)
-    assert peak([]) == (0, 0)
