@@ -18,7 +18,8 @@ from guardrail.core.files import clear_leftovers, hash_json, read_json, write_js
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
-from guardrail.study.report.tables import harmfulness_table, study_tables, without_numbers
+from guardrail.study.report.table import without_numbers
+from guardrail.study.report.tables import harmfulness_table, study_tables
 from guardrail.study.results import Results, collect, of_design
 from guardrail.study.schedule import recorded_setup
 

@@ -28,7 +28,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.properties import redact, training_split
 from guardrail.study.report.figures import loss_curves, style
 from guardrail.study.report.page import safe_json
-from guardrail.study.report.tables import Column, Table
+from guardrail.study.report.table import Column, Table
 from guardrail.study.results import SAFETY_FILE, Results, collect, judge_file
 from guardrail.study.tracking import log_summary, scalars
 

@@ -1,5 +1,6 @@
 """`report.html`: one self-contained page per study, from its `study.json`, tables and figures.
 
 headline   the headline of a study: which statement its statistics carry, and which they do not
+table      a table of results and its renderings: Markdown, CSV, LaTeX (booktabs) and HTML rows
 survival   how long guardrails lasted, for readers: the tables and the figure of the ``survival`` block
 """

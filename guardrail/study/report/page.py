@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import write_text
-from guardrail.study.report.tables import Table, design_note, without_numbers
+from guardrail.study.report.table import Table, without_numbers
+from guardrail.study.report.tables import design_note
 
 TEMPLATES = Path(__file__).with_name("templates")
 JUDGE_NAMES = {

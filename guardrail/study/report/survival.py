@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guardrail.study.report.tables import Column, Table, plain
+from guardrail.study.report.table import Column, Table, plain
 
 DEFINITIONS = (
     "A prompt falls when it is first answered harmfully; life: optimizer steps until then, at most the training's. "
