@@ -108,7 +108,19 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "audit": ("The provider's audit", "bash scripts/audit.sh", ("guardrail.similarity.audit.pipeline:AuditConfig",)),
 }
-STUDY_BLOCKS = ("Study", "Source", "Models", "Task", "Utility", "Training", "FineTuning", "Lora", "Equivalence", "Evaluation", "Judge")
+STUDY_BLOCKS = (
+    "Study",
+    "Source",
+    "Models",
+    "Task",
+    "Utility",
+    "Training",
+    "FineTuning",
+    "Lora",
+    "Equivalence",
+    "Evaluation",
+    "Judge",
+)
 ROOMS = (
     "study",
     "bench",

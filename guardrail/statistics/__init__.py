@@ -2,6 +2,7 @@
 
 agreement    agreement of raters beyond chance: Cohen's kappa, Krippendorff's alpha
 crossed      intervals and tests for a crossed design: every training seed is evaluated on the same prompts
+equivalence  is a difference so small that it does not matter?
 rates        rates with their intervals
 regression   which property of an alignment subset goes with durability?
 resampling   bootstrap intervals and permutation tests

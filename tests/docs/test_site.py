@@ -53,7 +53,7 @@ def test_every_block_of_a_study_file_is_on_its_page(hooks):
 
     written = {name for name, value in vars(config).items() if getattr(value, "__module__", "") == config.__name__}
     blocks = {name for name in written if hasattr(getattr(config, name), "__dataclass_fields__")}
-    assert blocks == set(hooks.STUDY_BLOCKS)
+    assert blocks - {"Design"} == set(hooks.STUDY_BLOCKS)  # a study file writes a design as text: mixed, adapter+lora
 
 
 def test_every_room_has_a_page(hooks):

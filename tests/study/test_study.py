@@ -175,6 +175,7 @@ def test_space_is_needed_only_for_checkpoints_that_are_not_there(tmp_path, monke
     folders = [*map(grid.aligned_folder, grid.alignments), *map(grid.cell_folder, grid.cells)]
     for folder in folders:
         (folder / "slice_end").mkdir(parents=True)
+        (folder / "run.json").write_text("{}")  # written last: the weights are whole
     assert check_study(small, tmp_path)["evaluated_checkpoints"] == len(folders) + 1
 
 
