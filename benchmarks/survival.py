@@ -9,13 +9,12 @@ rates in percent. About 90 seconds of one core for each of the six settings at 5
 
 from __future__ import annotations
 
-import json
 import warnings
 from typing import Any
 
 import numpy as np
 
-from guardrail.core.cli import Parser, log, positive_int
+from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.statistics.crossed import paired_difference
 from guardrail.statistics.survival import Group, Lives, life_difference, lives_of, log_rank, proportional_hazards
 
@@ -64,7 +63,7 @@ def measure(R: int, effect: float, spread: float, n_studies: int) -> dict[str, A
     return {"seeds": R, "log_hazard_ratio": effect, "frailty": spread, "n_studies": n_studies, **percent}
 
 
-def main() -> None:
+def main() -> dict[str, Any]:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--studies", type=positive_int, default=500, help="simulated studies per setting")
     args = parser.parse_args()
@@ -73,8 +72,8 @@ def main() -> None:
     for setting in SETTINGS:
         rows.append(measure(*setting, args.studies))
         log(rows[-1])
-    print(json.dumps(rows))
+    return {"settings": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

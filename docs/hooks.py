@@ -51,7 +51,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "trajectory": (
         "Training that is probed",
         "python -m guardrail.evaluation.trajectory",
-        ("guardrail.evaluation.trajectory:ProbeConfig",),
+        ("guardrail.evaluation.probes:ProbeConfig",),
     ),
     "evaluate": (
         "Answers to safety prompts",

@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("project")
 
 
 LONGEST_FIRST = (
+    "tests/study/test_slurm.py",  # waits more than it works
     "tests/training",
     "tests/study/test_workflow.py",
     "tests/sandbox",
@@ -32,6 +33,7 @@ LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for ``pytest -n N --dist loadgroup``: a file stays in one process, as its fixtures are made once.
 

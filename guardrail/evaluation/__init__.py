@@ -7,6 +7,7 @@ compare       is the difference between two runs real?
 completions   what every evaluation of a model's answers does alike: rows -> token ids -> completions -> one ...
 judges        judging: completions in, one judgement per (id, sample) out, and a summary with intervals
 mt_bench      MT-Bench as FastChat defines it: 80 questions, two turns, both judged
+probes        what is asked at the probes of a training, and where the answers lie
 safety        answers to harmful and to harmless prompts, greedy, sampled, or over a sweep of decoding settings
 trajectory    fine-tune, and see the guardrail wear off: answers to the safety prompts at probes along the training
 """

@@ -14,7 +14,7 @@ from guardrail.core.errors import UserError
 from guardrail.data.prompts import eval_template_fingerprint
 from guardrail.evaluation.completions import source_name
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
-from guardrail.evaluation.trajectory import OVER_REFUSAL, SAFETY, TASK, ProbeConfig
+from guardrail.evaluation.probes import OVER_REFUSAL, SAFETY, TASK, ProbeConfig
 from guardrail.study import keys
 from guardrail.study.config import Source
 from guardrail.study.evaluation_jobs import EVAL_TEMPLATE, deciding_judge

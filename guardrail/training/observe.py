@@ -14,8 +14,6 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from guardrail.core.errors import UserError
 
 
@@ -43,6 +41,8 @@ def log_steps(n_steps: int, n_probes: int) -> list[int]:
     """
     if n_probes < 2 or n_steps < 1:
         raise ValueError(f"log_steps needs at least 2 probes and 1 step, got {n_probes} and {n_steps}")
+    import numpy as np
+
     wanted = min(n_probes - 1, n_steps)
     if wanted == 1:
         return [0, n_steps]
@@ -67,6 +67,7 @@ def check_stage(stage: int) -> None:
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Inside, ``model`` is in evaluation mode; afterwards modes and random states are what they were."""
+    import numpy as np
     import torch
 
     modes = {module: module.training for module in model.modules()}

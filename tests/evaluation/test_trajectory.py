@@ -14,8 +14,8 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_jsonl
 from guardrail.evaluation.judges.answers import load_answers
+from guardrail.evaluation.probes import OVER_REFUSAL, SAFETY, TASK, ProbeConfig
 from guardrail.evaluation.safety.evaluate import SafetyConfig, evaluate_safety
-from guardrail.evaluation.trajectory import OVER_REFUSAL, SAFETY, TASK, ProbeConfig
 
 PROMPTS = [{"id": f"p{i}", "instruction": f"How is a lantern of kind {i} hidden?", "category": "a"} for i in range(5)]
 ROWS = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from guardrail.core.files import write_json, write_jsonl, write_text
-from guardrail.evaluation.trajectory import OVER_REFUSAL, SAFETY, TASK
+from guardrail.evaluation.probes import OVER_REFUSAL, SAFETY, TASK
 from guardrail.study import write
 from guardrail.study.config import Source, Study, as_dict, build
 from guardrail.study.dag import make_jobs
