@@ -111,6 +111,7 @@ def _run(step: Step) -> dict[str, Any] | None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise
     except Exception:
+        sys.stdout.flush()  # what the stage said stands before its end
         traceback.print_exc()
         sys.stderr.flush()
         raise
