@@ -17,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import sys
 import time
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,17 +142,22 @@ def _surroundings(step: Step) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _output_to(log: str) -> Iterator[None]:
-    """Inside, stdout and stderr of this process (of libraries written in C, too) are added to ``log``."""
+    """Inside, stdout and stderr of this process (of libraries written in C, too) are added to ``log``, in order."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     kept = {number: os.dup(number) for number in (1, 2)}
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    by_line = getattr(sys.stdout, "line_buffering", None)
     try:
         for number in kept:
             _flush()
             os.dup2(file, number)
+        if by_line is False:  # a file is written in blocks: what is said on stderr meanwhile would stand before it
+            typing.cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
         yield
     finally:
         _flush()
+        if by_line is False:
+            typing.cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=False)
         for number, before in kept.items():
             os.dup2(before, number)
             os.close(before)
