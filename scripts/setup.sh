@@ -94,12 +94,12 @@ choose_trainer() {
 # Train with SFT_MODULE and the flags given. What another project's trainer leaves is recorded as ours records it.
 launch_trainer() {
     local command=(deepspeed --log_level warning --master_port "$MASTER_PORT" "${DEEPSPEED_WHERE[@]}" --module "$SFT_MODULE")
-    if [[ "$SFT_MODULE" == guardrail.training.sft && "$NUM_PROCESSES" == 1 && -z "${HOSTFILE:-}" ]]; then
+    if [[ "$SFT_MODULE" == guardrail.* && "$NUM_PROCESSES" == 1 && -z "${HOSTFILE:-}" ]]; then
         # One process needs no launcher: it makes the same DeepSpeed engine as the only rank, and the launcher's two
         # processes cost more start-up time than its own.
         if [[ "$DEVICE" == gpu ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
         python -m "$SFT_MODULE" "$@"
-    elif [[ "$SFT_MODULE" == guardrail.training.sft ]]; then
+    elif [[ "$SFT_MODULE" == guardrail.* ]]; then
         launch "${command[@]}" "$@"
     else
         if [[ -n "${HOSTFILE:-}" ]]; then command=(python -m guardrail.core.nodes "$HOSTFILE" "${command[@]}"); fi

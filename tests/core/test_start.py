@@ -184,6 +184,7 @@ def test_the_compiler_is_there_for_who_asks(owns, then):
     [
         ({}, "-m guardrail.training.sft"),
         ({"NUM_PROCESSES": "2"}, "-m guardrail.core.launch deepspeed"),
+        ({"SFT_MODULE": "guardrail.evaluation.trajectory"}, "-m guardrail.evaluation.trajectory"),
         ({"SFT_MODULE": "align_anything.trainers.text_to_text.sft"}, "-m guardrail.training.foreign deepspeed"),
     ],
 )
