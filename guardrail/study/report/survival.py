@@ -64,6 +64,7 @@ def comparisons_table(block: dict[str, Any]) -> Table:
         Column("p_value", "p", 3),
         Column("log_rank_p_value", "log-rank p", 3),
         Column("p_value_holm", "p (Holm)", 3),
+        Column("scope", "says something about"),
     )
     rows = []
     for row in block["overall"]:
