@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.statistics.crossed import crossed_bootstrap, crossed_spread, paired_difference
+from guardrail.statistics.crossed import Spread, crossed_bootstrap, paired_difference
 
 N_RESAMPLES = 1000
 HALF = 0.5
@@ -278,8 +278,6 @@ def proportional_hazards(groups: Sequence[Group], covariates: Sequence[str]) -> 
 
 def _reference(share: float, n_seeds: int, n_prompts: int) -> tuple[float, Any]:
     """The 97.5% quantile and the p-value of a studentised value whose variance comes from seeds to this ``share``."""
-    from guardrail.statistics.crossed import Spread
-
     spread = Spread(1.0, share, n_seeds, n_prompts)
     return spread.quantile(), spread.p_value
 
@@ -297,8 +295,3 @@ def _person_periods(group: Group, covariates: Sequence[str]) -> tuple[np.ndarray
     seeds = np.repeat(np.asarray(group.seeds), P * S)[unit]
     prompts = np.tile(np.repeat(np.asarray(group.prompts), S), R)[unit]
     return x, y, stratum, seeds, prompts
-
-
-def detectable_life(first: Lives, second: Lives, horizon: float | None = None) -> float:
-    """The true difference of restricted mean lives that these seeds and prompts would find with 80% power."""
-    return crossed_spread(life_difference(first, second, horizon)).detectable()

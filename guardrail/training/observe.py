@@ -60,7 +60,7 @@ def check_stage(stage: int) -> None:
     if stage == 3:
         raise UserError(
             "under ZeRO 3 no rank holds the whole model, so it cannot be probed while it trains; use --ds_cfgs "
-            "ds_z2_config.json, or probe saved slices (--probe_from slices)"
+            "ds_z2_config.json, or leave the probes out"
         )
 
 
