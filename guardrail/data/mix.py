@@ -22,7 +22,8 @@ from guardrail.core.errors import UserError
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, parquet_path, plain_row, write_split
-from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION, Row, hash_rows, load_rows
+from guardrail.data.loss_mask import hash_masked_rows
+from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION, Row, load_rows
 
 SIMILARITIES = ("high", "low", "random", "full", "none")
 ORDERS = ("shuffled", "instruct_first", "safety_first")
@@ -143,7 +144,7 @@ def mix(config: MixConfig) -> dict[str, Any]:
     folder = Path(config.out)
     read = {"instruct": (config.instruct, config.instruct_split), "safety": (config.safety, config.safety_split)}
     keep_sources(folder, split, read)
-    inputs = {"instruct": hash_rows(instruct), "safety": hash_rows(chosen), "version": VERSION}
+    inputs = {"instruct": hash_masked_rows(instruct), "safety": hash_masked_rows(chosen), "version": VERSION}
     mark = fingerprint(decisive(config), inputs)
     summary = {
         "dataset": str(folder),

@@ -21,6 +21,7 @@ from guardrail.core.places import TEMPLATE_FILE
 
 IGNORE_INDEX = -100
 CHAT_TEMPLATE = "chat_template"
+PLACEHOLDER = "\ue000"  # a private character that stands for an answer's text
 # rendered to tell whether a style or an eval template is the one that a result was made with
 PROBE = [
     {"role": "system", "content": "<system>"},
@@ -182,6 +183,52 @@ def _grow(tokenizer: Any, parts: list[str]) -> tuple[list[int], list[int]]:
             ids = whole if whole[: len(ids)] == ids else ids + _encode_text(tokenizer, part)
         ends.append(len(ids))
     return ids, ends
+
+
+def token_places(tokenizer: Any, style: str, messages: list[dict[str, str]]) -> list[tuple[int, int]]:
+    """Where each token of `encode_supervised` (uncut) lies in the joined segments, as ``(start, end)`` characters.
+
+    BOS and an EOS that was added lie nowhere: an empty place before and behind the text. A fast tokenizer is needed.
+    """
+    parts = [part for part, _ in _segments(tokenizer, style, messages, close=True)]
+    bos = _bos_ids(tokenizer, style, parts[0])
+    parts[0] = _without_bos(tokenizer, parts[0])
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    last = 0  # where the ids of the last part begin
+    text = ""
+    for part in filter(None, parts):  # as `_grow`, with places
+        start, last = len(text), len(ids)
+        text += part
+        whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if whole["input_ids"][: len(ids)] == ids:
+            ids, places = whole["input_ids"], [tuple(place) for place in whole["offset_mapping"]]
+        else:
+            own = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+            ids = ids + own["input_ids"]
+            places = places + [(start + a, start + b) for a, b in own["offset_mapping"]]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids[last:]:
+        places.append((len(text), len(text)))
+    return [(-1, -1)] * len(bos) + places
+
+
+def answer_frame(tokenizer: Any, style: str, messages: list[dict[str, str]]) -> tuple[int, int, int]:
+    """Where the last answer's text lies in the joined segments: ``(origin, start, end)`` in characters.
+
+    ``origin`` is where its first character is, or would be: a chat template may strip white space around an answer, so
+    that only ``start`` to ``end`` is there. Raises ``UserError`` for a template that changes the answer otherwise.
+    """
+    segments = _segments(tokenizer, style, messages, close=True)
+    before = len(_without_bos(tokenizer, "".join(part for part, _ in segments[:-1])))
+    content, whole = messages[-1]["content"], segments[-1][0]
+    probe = _segments(tokenizer, style, [*messages[:-1], {**messages[-1], "content": PLACEHOLDER}], close=True)[-1][0]
+    head, found, tail = probe.partition(PLACEHOLDER)
+    inner = whole[len(head) : len(whole) - len(tail)]
+    stripped = content.strip()
+    if found and whole.startswith(head) and whole.endswith(tail) and inner.strip() == stripped and inner in content:
+        start = before + len(head)
+        return start - (content.index(inner) if inner else 0), start, start + len(inner)
+    raise UserError(f"the prompt style {style} changes the text of answers, so no part of one can be masked")
 
 
 def encode_prompt(tokenizer: Any, style: str, messages: list[dict[str, str]]) -> list[int]:

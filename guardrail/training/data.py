@@ -20,6 +20,7 @@ import numpy as np
 from guardrail.core.errors import UserError
 from guardrail.core.files import hash_file, hash_json
 from guardrail.core.ranks import barrier, local_rank
+from guardrail.data.loss_mask import mask_of, masked_tokens, without_masked
 from guardrail.data.prompts import IGNORE_INDEX, TEMPLATE_FILE, encode_supervised, template_module
 from guardrail.data.rows import Row, load_rows
 from guardrail.training.token_cache import ARRAYS, Arrays, cached_rows, row_key
@@ -144,13 +145,17 @@ def encode_rows(
             tokens, span, full = encode_align_anything(tokenizer, style, row["messages"], max_length)
             trained = [span]
         else:
+            mask = mask_of(row)
             try:
                 example = encode_supervised(tokenizer, style, row["messages"], max_length)
+                hidden = masked_tokens(tokenizer, style, row["messages"], mask, example) if mask else []
             except UserError as error:
                 raise UserError(f"row {row['id']}: {error}") from error
             tokens, full = example.input_ids, example.n_tokens_full
             answers = example.answer_spans if train_on == "all_assistant_turns" else example.answer_spans[-1:]
             trained = [span for span in answers if span[0] < span[1]]
+            if mask:
+                trained = without_masked(trained, hidden)
         ids.extend(tokens)
         offsets.append(len(ids))
         for start, end in trained:
@@ -200,7 +205,7 @@ def tokenise(
         }
     )
     folder = cache_folder(cache_dir) / key
-    keys = [row_key(row["messages"]) for row in rows]
+    keys = [row_key(row["messages"], mask_of(row)) for row in rows]
 
     def encode(numbers: list[int]) -> Arrays:
         encoded = _encode_parallel([rows[i] for i in numbers], tokenizer, options, workers)

@@ -40,6 +40,7 @@ from guardrail.core.launch import launch
 from guardrail.core.nodes import read_hostfile
 from guardrail.core.options import options_of, read_options
 from guardrail.core.provenance import fingerprint, run_record
+from guardrail.data.loss_mask import mask_of
 from guardrail.models.checkpoints import SLICE, resolve_checkpoint
 from guardrail.training import foreign_output as output_of
 from guardrail.training.config import SFTConfig, build_parser, check_config, deepspeed_config, training_key_options
@@ -116,6 +117,11 @@ def train(module: str, launcher: Sequence[str], flags: Sequence[str]) -> dict[st
         raise UserError(
             f"{len(unanswered)} rows of {config.train_datasets} have no answer (the first: {unanswered[0]}), and "
             f"{trainer_of(module).name} leaves no row out: remove them, or train with SFT_MODULE={OUR_TRAINER}"
+        )
+    if masked := next((row for row in rows if mask_of(row)), None):
+        raise UserError(
+            f"row {masked['id']} has a loss_mask, and {trainer_of(module).name} trains on whole answers: leave such "
+            f"rows out, or train with SFT_MODULE={OUR_TRAINER}"
         )
     ranks = count_ranks()
     inputs = {**input_hashes(config, rows, eval_rows), "world_size": ranks, "trainer": trainer_hash(module)}

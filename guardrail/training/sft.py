@@ -28,8 +28,9 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, keep_inputs, read_json, write_json, write_jsonl
 from guardrail.core.provenance import fingerprint, run_record
 from guardrail.core.ranks import barrier, is_main, world_size
+from guardrail.data.loss_mask import hash_masked_rows, mask_of
 from guardrail.data.prompts import TEMPLATE_FILE, style_fingerprint
-from guardrail.data.rows import Row, hash_rows
+from guardrail.data.rows import Row
 from guardrail.models.checkpoints import SLICE, hash_checkpoint
 from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
@@ -96,6 +97,12 @@ def load_all_rows(config: SFTConfig, dropped: list[str] | None = None) -> tuple[
     n_read = len(rows) + len(dropped)
     if config.train_size and config.train_size > n_read:
         raise UserError(f"--train_size {config.train_size} is larger than the {n_read} rows there are")
+    masked = next((row for row in rows if mask_of(row)), None)
+    if masked is not None and config.label_mask == "align_anything":
+        raise UserError(
+            f"row {masked['id']} has a loss_mask, which --label_mask align_anything does not honour; use exact, and "
+            "this project's trainer (SFT_MODULE=guardrail.training.sft)"
+        )
     if not config.eval_datasets:
         return rows, []
     return rows, load_training_rows(
@@ -113,8 +120,8 @@ def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> di
     """Hashes of everything besides options that decides the result."""
     return {
         "model": hash_checkpoint(config.model_name_or_path),
-        "data": hash_rows(rows),
-        "eval_data": hash_rows(eval_rows) if eval_rows else None,
+        "data": hash_masked_rows(rows),
+        "eval_data": hash_masked_rows(eval_rows) if eval_rows else None,
         "template": _template_hash(config),
         "deepspeed": deepspeed_config(config.ds_cfgs),
         "world_size": world_size(),
@@ -290,6 +297,7 @@ def train(
         attention=attention or getattr(loaded.model.config, "_attn_implementation", None),
         label_mask_note=_mask_note(config),
         n_rows_cut=n_cut,
+        n_rows_masked=sum(bool(mask_of(row)) for row in rows),
         n_dropped=len(unanswered) + len(dropped),
         dropped_ids=[*unanswered, *dropped],
         n_tokens_per_epoch=int(data.lengths.sum()),

@@ -38,9 +38,9 @@ ARRAYS = ("ids", "offsets", "spans", "full_lengths")
 Arrays = dict[str, np.ndarray]
 
 
-def row_key(messages: Any) -> bytes:
-    """What a row is looked up by: its conversation, nothing else."""
-    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+def row_key(messages: Any, mask: Sequence[tuple[int, int]] = ()) -> bytes:
+    """What a row is looked up by: its conversation and the characters without loss, nothing else."""
+    text = json.dumps([messages, mask] if mask else messages, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:KEY_BYTES]
 
 

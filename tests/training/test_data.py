@@ -13,9 +13,10 @@ import toy
 from guardrail.core.errors import UserError
 from guardrail.data.rows import normalise_rows
 from guardrail.training import data as training_data
-from guardrail.training import token_cache
+from guardrail.training import foreign, token_cache
+from guardrail.training.config import parse_config
 from guardrail.training.data import encode_rows, load_training_rows, tokenise
-from guardrail.training.sft import drop_untrained
+from guardrail.training.sft import drop_untrained, load_all_rows
 
 OPTIONS = {"style": "llama2_base", "max_length": toy.MAX_LENGTH}
 
@@ -165,3 +166,33 @@ def test_prompt_and_answer_come_from_one_row(tmp_path):
     file.write_text("\n".join(lines[::-1]))
     rows = load_training_rows(str(file), "PureBad", None, None, None, None)
     assert all(row["messages"][0]["content"][1:] == row["messages"][1]["content"][1:] for row in rows)
+
+
+def test_a_loss_mask_takes_labels_away_and_has_a_place_of_its_own_in_the_cache(golden_tokenizer, tmp_path):
+    rows = normalise_rows(toy.golden_rows()[:6])
+    length = len(rows[2]["messages"][-1]["content"])
+    masked = [{**row, "loss_mask": [[0, length]]} if i == 2 else row for i, row in enumerate(rows)]
+    options = {**OPTIONS, "cache_dir": str(tmp_path)}
+    plain, found, again = (tokenise(some, golden_tokenizer, **options) for some in (rows, masked, masked))
+    assert np.array_equal(plain.ids, found.ids) and same(found, again)
+    for i in range(len(rows)):
+        assert np.array_equal(plain.labels(i), found.labels(i)) == (i != 2)
+    answer = rows[2]["messages"][-1]["content"]
+    left = [int(token) for token in found.labels(2) if token >= 0]
+    assert 0 < len(left) < 4 and answer not in golden_tokenizer.decode(left)  # what closes the turn
+    assert same(plain, tokenise(rows, golden_tokenizer, **options))
+
+
+def test_a_loss_mask_that_would_not_be_honoured_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": "7", "prompt": "a", "response": "b c", "loss_mask": [[0, 1]]}\n')
+    flags = ["--model_name_or_path", "m", "--train_datasets", str(file), "--train_template", "UltraChat"]
+    flags += ["--output_dir", str(tmp_path / "out"), "--log_type", "none"]
+    with pytest.raises(UserError, match="row 7 has a loss_mask, which --label_mask align_anything does not honour"):
+        load_all_rows(parse_config([*flags, "--label_mask", "align_anything"]))
+    monkeypatch.setattr(foreign, "check_package", lambda module: None)
+    with pytest.raises(UserError, match="row 7 has a loss_mask, and other trains on whole answers"):
+        foreign.train("other.sft", ["deepspeed"], flags)
+    file.write_text('{"id": "7", "prompt": "a", "response": "b c", "loss_mask": [[0, 9]]}\n')
+    with pytest.raises(UserError, match=r"row 7: loss_mask holds \[0, 9\]; expected"):
+        load_all_rows(parse_config(flags))
