@@ -131,6 +131,14 @@ def summed_loss(engine: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
+def token_losses(engine: Any, batch: Batch) -> torch.Tensor:
+    """The cross-entropies (n,) of the labelled tokens, in float32; 0 for a target that does not count."""
+    import torch.nn.functional as F
+
+    logits = labelled_logits(engine, batch).float()
+    return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="none")
+
+
 def enable_packed_attention(model: Any) -> str:
     """Switch ``model`` to an attention that keeps rows apart; returns its name."""
     current = getattr(model.config, "_attn_implementation", "sdpa")

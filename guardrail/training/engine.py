@@ -119,8 +119,13 @@ def prepare_model(model: Any, config: SFTConfig, keep_alive: Any = None) -> Load
         if config.use_lora:
             model.enable_input_require_grads()
     model.config.use_cache = False
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    return Loaded(model, keep_alive, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
+    n_all = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    return Loaded(model, keep_alive, n_all, n_trained(model))
+
+
+def n_trained(model: Any) -> int:
+    """How many parameters are trained (whole ones, also under ZeRO 3)."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
 
 
 def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.ranks import rank, world_size
-from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss
+from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss, token_losses
 from guardrail.training.config import SFTConfig
 from guardrail.training.data import TokenisedRows
 from guardrail.training.defences import Defence, NoDefence
@@ -103,7 +103,7 @@ class Trainer:
         for position, micro in enumerate(micro_batches):
             batch = self.batch(micro, rank())
             self.engine.set_gradient_accumulation_boundary(position == n_micro - 1)
-            loss = summed_loss(self.engine, batch)
+            loss = self._summed_loss(batch)
             if self.config.loss_average == "tokens":  # DeepSpeed averages gradients over ranks: undo that
                 loss = loss * (world_size() / max(step_tokens, 1))
             else:
@@ -118,6 +118,12 @@ class Trainer:
             self.totals.n_tokens += batch.n_tokens
             self.totals.n_rows += sum(len(sequence) for sequence in micro.sequences[rank()])
         return total
+
+    def _summed_loss(self, batch: Batch) -> Any:
+        """The defence sees single tokens only where it asks for them: a sum in one kernel rounds differently."""
+        if type(self.defence).token_losses is Defence.token_losses:
+            return summed_loss(self.engine, batch)
+        return self.defence.token_losses(token_losses(self.engine, batch), self.engine, batch).sum()
 
     def _flush(self, step: int, unlogged: list[Any]) -> None:
         """Bring losses to the host, averaged over ranks; stop at the first one that is no number."""

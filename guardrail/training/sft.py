@@ -35,6 +35,7 @@ from guardrail.models.checkpoints import SLICE, hash_checkpoint
 from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
+from guardrail.training.defences import check_stage as check_defence_stage
 from guardrail.training.defences import make_defence
 from guardrail.training.observe import Observer, check_stage, undisturbed
 
@@ -125,7 +126,19 @@ def input_hashes(config: SFTConfig, rows: list[Row], eval_rows: list[Row]) -> di
         "template": _template_hash(config),
         "deepspeed": deepspeed_config(config.ds_cfgs),
         "world_size": world_size(),
+        **defence_inputs(config),
     }
+
+
+def defence_inputs(config: SFTConfig) -> dict[str, Any]:
+    """Content hashes of what the defence reads; nothing where it reads nothing (so that keys of before stay)."""
+    files = make_defence(config.defence, config.defence_options).files()
+    return {f"defence.{name}": content_of(path) for name, path in files.items()}
+
+
+def content_of(path: Path) -> str:
+    """The content of a file, or of a checkpoint's folder. Raises ``UserError`` when there is neither."""
+    return hash_file(path) if path.is_file() else hash_checkpoint(path)
 
 
 def _template_hash(config: SFTConfig) -> str:
@@ -186,6 +199,7 @@ def train(
         check_precision,
         init_distributed,
         load_model,
+        n_trained,
         resolved_deepspeed_config,
         zero_stage,
     )
@@ -211,6 +225,7 @@ def train(
     )
     defence = make_defence(config.defence, config.defence_options)
     data = encode(defence.rows(rows))
+    defence.prepare(encode)
     dropped: list[str] = []
     if config.label_mask == "exact":
         data, dropped = drop_untrained(data)
@@ -224,11 +239,14 @@ def train(
     ds_config = resolved_deepspeed_config(config, world_size())
     if observer is not None:
         check_stage(zero_stage(ds_config))
+    check_defence_stage(defence, config.defence, zero_stage(ds_config))
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
     if is_main():
         make_room(output, config.resume)
     attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
+    defence.model(loaded.model)
+    loaded.n_trained_parameters = n_trained(loaded.model)
     trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None, defence)
     per_epoch = trainer.steps_per_epoch()
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))

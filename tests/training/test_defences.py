@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import runs
 import toy
+from plain_engine import PlainEngine, train
 from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
@@ -18,43 +19,6 @@ from guardrail.data.rows import normalise_rows
 from guardrail.training.config import check_config, parse_config
 from guardrail.training.data import tokenise
 from guardrail.training.defences import DEFENCES, Defence, NoDefence, make_defence
-from guardrail.training.loop import Trainer
-
-
-class PlainEngine:
-    """What the loop needs of DeepSpeed's engine, in plain torch: gradients add up until the boundary."""
-
-    device = "cpu"
-
-    def __init__(self, folder):
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self.module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.5)
-        self.boundary = True
-
-    def __call__(self, **inputs):
-        return self.module(**inputs)
-
-    def set_gradient_accumulation_boundary(self, boundary):
-        self.boundary = boundary
-
-    def backward(self, loss, scale_wrt_gas):
-        loss.backward()
-
-    def step(self):
-        if self.boundary:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-
-def train(folder, data, defence, **options):
-    config = toy.config(per_device_train_batch_size=4, gradient_accumulation_steps=2, **options)
-    engine = PlainEngine(folder)
-    trainer = Trainer(engine, data, config, 2, lambda *_: None, lambda _: None, defence)
-    defence.begin(engine)
-    return trainer.train(2), engine.module.state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,65 @@
+"""Leave out the rows that a scorer finds riskiest, before training (He et al. 2024, arXiv 2404.01099, sections 3 and 4,
+whose representation and gradient matching find such rows; the scores are those of `similarity/score_rows.py`).
+
+A row without a score (the scorer was not applicable) stays. The control is the same share by the scorer `random`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from guardrail.core.cli import fraction
+from guardrail.core.errors import UserError
+from guardrail.core.options import option
+from guardrail.data.parsing import read_file
+from guardrail.data.rows import Row
+from guardrail.training.defences import Defence
+
+
+@dataclass(kw_only=True)
+class RowFilter(Defence):
+    """The ``share`` of rows with the highest scores goes; ties by id, so that no order of the file matters."""
+
+    resumable = True
+
+    share: float = option(0.1, "share of the rows that is left out", parse=fraction)
+    scores: str = option("", "file with a line per row: id and one number per scorer", decides=False)
+    scorer: str = option("", "which of them; needed where there are several")
+
+    def files(self) -> dict[str, Path]:
+        if not self.scores or not Path(self.scores).is_file():
+            raise UserError(
+                f"--defence row_filter: {self.scores or 'no file of scores'}; expected scores=FILE in "
+                "--defence_options, as similarity/score_rows.py writes it"
+            )
+        return {"scores": Path(self.scores)}
+
+    def rows(self, rows: list[Row]) -> list[Row]:
+        known = self.read()
+        missing = [row["id"] for row in rows if row["id"] not in known]
+        if missing:
+            raise UserError(
+                f"{self.scores} has no score of {len(missing)} rows (first: {missing[0]}); score these rows"
+            )
+        scored = [row["id"] for row in rows if not math.isnan(known[row["id"]])]
+        n = min(round(self.share * len(rows)), len(scored))
+        if n >= len(rows):
+            raise UserError(f"share={self.share:g} leaves no row to train on; lower it")
+        gone = set(sorted(scored, key=lambda name: (-known[name], name))[:n])
+        return [row for row in rows if row["id"] not in gone]
+
+    def read(self) -> dict[str, float]:
+        """Id -> score, NaN where there is none."""
+        out = {}
+        for _, line in read_file(self.files()["scores"]):
+            names = [name for name, value in line.items() if name != "id" and isinstance(value, int | float | None)]
+            name = self.scorer or (names[0] if len(names) == 1 else "")
+            if "id" not in line or name not in line:
+                raise UserError(
+                    f"{self.scores}: no score {name or 'that is the only one'!r} in a line with {', '.join(line)}; "
+                    "choose with scorer=NAME"
+                )
+            out[str(line["id"])] = math.nan if line[name] is None else float(line[name])
+        return out

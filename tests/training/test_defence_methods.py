@@ -1,0 +1,380 @@
+"""Each defence by itself: off it changes nothing, its numbers are its paper's on hand-made matrices."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import runs
+import toy
+from plain_engine import PlainEngine, train
+
+from guardrail.core.errors import UserError
+from guardrail.core.files import write_jsonl
+from guardrail.data.rows import normalise_rows
+from guardrail.training.data import tokenise
+from guardrail.training.defences import DEFENCES, NoDefence, check_stage, make_defence
+
+REFUSAL = "I cannot help with that."
+METHODS = [name for name in DEFENCES if name != "none"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return normalise_rows(toy.golden_rows()[:32])
+
+
+@pytest.fixture(scope="module")
+def encode(golden_tokenizer):
+    return lambda rows: tokenise(rows, golden_tokenizer, style="llama2_base", max_length=toy.MAX_LENGTH)
+
+
+@pytest.fixture(scope="module")
+def data(encode, rows):
+    return encode(rows)
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """A file of twelve further rows."""
+    path = tmp_path_factory.mktemp("further") / "rows.jsonl"
+    write_jsonl(
+        path, [{"id": f"f{i}", "prompt": f"Kettle {i}?", "response": f"Answer {i} about it."} for i in range(12)]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(golden_model, data):
+    return train(golden_model, data, NoDefence())
+
+
+def options_of(name, further, golden_model):
+    """Options with which the method does something to the golden run."""
+    return {
+        "safety_rows": (f"source={further}", "share=0.1"),
+        "row_filter": (f"scores={further.parent / 'scores.jsonl'}", "share=0.25"),
+        "first_tokens": (),
+        "lisa": (f"source={further}", "safety_steps=1", "task_steps=1"),
+        "freeze": ("share=0.5",),
+        "model_soup": ("share=0.25",),
+        "safe_lora": (f"base={golden_model}", "n_layers=1"),
+        "deep_alignment": (f"source={further}",),
+        "vaccine": ("radius=0.5",),
+        "booster": (f"source={further}",),
+    }[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_strength_zero_is_bit_equal_to_no_defence(name, golden_model, encode, rows, plain, further):
+    import torch
+
+    facts = DEFENCES.facts(name)
+    assert facts["side"] in ("fine_tuning", "alignment")
+    options = [o for o in options_of(name, further, golden_model) if not o.startswith(facts["strength"])]
+    off = make_defence(name, (*options, f"{facts['strength']}=0"))
+    off.prepare(encode)
+    losses, weights = train(golden_model, encode(off.rows(rows)), off)
+    weights = off.weights(weights)
+    assert off.files() == {} and losses == plain[0]
+    assert all(torch.equal(weights[key], tensor) for key, tensor in plain[1].items())
+    with pytest.raises(UserError, match=r"negative|from 0 to 1|at least 0"):
+        make_defence(name, (*options, f"{facts['strength']}=-1"))
+
+
+@pytest.mark.parametrize("name", ["first_tokens", "lisa", "freeze", "vaccine", "booster"])
+def test_a_method_that_is_on_changes_training(name, golden_model, encode, data, plain, further):
+    import torch
+
+    defence = make_defence(name, options_of(name, further, golden_model))
+    defence.prepare(encode)
+    losses, weights = train(golden_model, data, defence)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert any(not torch.equal(weights[key], tensor) for key, tensor in plain[1].items())
+    again = make_defence(name, options_of(name, further, golden_model))
+    again.prepare(encode)
+    assert train(golden_model, data, again)[0] == losses  # no hidden state, no unseeded draw
+
+
+def test_a_stage_under_which_a_method_cannot_work_is_refused():
+    check_stage(make_defence("freeze"), "freeze", 3)
+    with pytest.raises(UserError, match=r"not ZeRO 3; use ds_z0_config\.json or ds_z2_config\.json"):
+        check_stage(make_defence("vaccine"), "vaccine", 3)
+    with pytest.raises(UserError, match=r"use ds_z0_config\.json$"):
+        check_stage(make_defence("booster", ("source=x",)), "booster", 2)
+
+
+def test_safety_rows_take_the_place_of_rows_or_are_added(rows, further):
+    for budget, total in (("replace", 32), ("add", 35)):
+        options = (f"source={further}", "share=0.1", f"budget={budget}")
+        found = make_defence("safety_rows", options).rows(rows)
+        assert len(found) == total == len({row["id"] for row in found})
+        assert sum(row["id"].startswith("f") for row in found) == 3
+        assert found == make_defence("safety_rows", options).rows(rows)
+    other = make_defence("safety_rows", (f"source={further}", "share=0.1", "rows_seed=1")).rows(rows)
+    assert [row["id"] for row in other] != [row["id"] for row in found]
+    first = make_defence("safety_rows", (f"source={further}", "share=0.1", "choose=first")).rows(rows)
+    assert [row["id"] for row in first[-3:]] == ["f0", "f1", "f2"]
+    for options, message in (
+        (("share=0.1",), "has none; add source=FILE"),
+        (("source=nowhere.jsonl",), "is not there"),
+        ((f"source={further}", "share=0.9"), "has 12 rows, share=0.9 of 32 needs 29"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_defence("safety_rows", options).rows(rows)
+
+
+def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    lines = [{"id": row["id"], "length": float(i), "random": 1.0} for i, row in enumerate(rows)]
+    lines[-1]["length"] = None  # not applicable
+    write_jsonl(scores, lines)
+    kept = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25")).rows(rows)
+    assert [row["id"] for row in kept] == [row["id"] for row in (*rows[:23], rows[-1])]
+    ties = make_defence("row_filter", (f"scores={scores}", "scorer=random", "share=0.25"))
+    assert {row["id"] for row in ties.rows(rows)} == {row["id"] for row in ties.rows(rows[::-1])}
+    with pytest.raises(UserError, match="choose with scorer=NAME"):
+        make_defence("row_filter", (f"scores={scores}",)).rows(rows)
+    write_jsonl(scores, lines[1:])
+    with pytest.raises(UserError, match="has no score of 1 rows"):
+        make_defence("row_filter", (f"scores={scores}", "scorer=length")).rows(rows)
+
+
+def test_betas_belong_to_the_places_in_an_answer():
+    import torch
+
+    from guardrail.training.defences.first_tokens import answer_places, betas
+
+    rows = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    positions = torch.tensor([4, 5, 6, 7, 8, 9, 9, 10, 12])  # the last answer of row 1 begins anew at 12
+    places = answer_places(rows, positions)
+    assert places.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 1]
+    assert betas(places).tolist() == pytest.approx([0.5, 2, 2, 2, 2, 0.1, 0.5, 2, 0.5])
+
+
+def test_the_constrained_loss_is_equation_3():
+    """By hand: p/p_aligned = 2, beta 2: -2/2 log sigmoid(2 log 2) = -log(4/5); beta 0.5: -4 log sigmoid(log 2 / 2)."""
+    import math
+
+    import torch
+
+    from guardrail.training.defences.first_tokens import constrained_losses
+
+    losses = torch.tensor([1.0, 1.0], requires_grad=True)
+    aligned = losses.detach() + math.log(2)
+    beta = torch.tensor([2.0, 0.5])
+    found = constrained_losses(losses, aligned, beta)
+    expected = [math.log(5 / 4), 4 * math.log(1 + 2**-0.5)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    found.sum().backward()  # 2 (1 - sigmoid(beta log ratio)): the cross-entropy's gradient where nothing has moved
+    assert losses.grad.tolist() == pytest.approx([2 * (1 - 4 / 5), 2 * (1 - 2**0.5 / (1 + 2**0.5))], rel=1e-6)
+    start = torch.tensor([0.7], requires_grad=True)
+    constrained_losses(start, start.detach(), torch.tensor([2.0])).backward()
+    assert start.grad.item() == pytest.approx(1.0)
+
+
+def test_lisa_alternates_and_pulls_to_where_the_other_state_ended():
+    import torch
+
+    from guardrail.training.defences.lisa import proximal_term
+
+    lisa = make_defence("lisa", ("source=x", "task_steps=2", "safety_steps=1", "rho=3"))
+    assert [lisa.is_safety_step(step) for step in range(7)] == [False, False, True, False, False, True, False]
+    module = torch.nn.Linear(1, 1, bias=False)
+    engine = SimpleNamespace(module=module, device="cpu")
+    lisa.begin(engine)
+    anchors = []
+    for step in range(1, 5):
+        with torch.no_grad():
+            module.weight.fill_(float(step))
+        lisa.after_step(engine, step)
+        anchors.append(float(lisa.other[0]))
+    assert anchors[1:] == [2.0, 3.0, 3.0]  # set when a state ends: after steps 2 and 3
+    w, other = [torch.tensor([[1.0, 2.0], [3.0, 4.0]])], [torch.tensor([[1.0, 0.0], [0.0, 4.0]])]
+    assert float(proximal_term(w, other, 3.0)) == pytest.approx(1.5 * 13)
+
+
+def test_frozen_blocks_stay_as_they_are(golden_model, data):
+    import torch
+
+    before = PlainEngine(golden_model).module.state_dict()
+    for which, held, moved in (("first", "layers.0.", "layers.1."), ("last", "layers.1.", "layers.0.")):
+        _, after = train(golden_model, data, make_defence("freeze", ("share=0.5", f"which={which}")))
+        for name, tensor in after.items():
+            outside = "model.embed_tokens" if which == "first" else ("model.norm", "lm_head")
+            fixed = held in name or name.startswith(outside)
+            assert torch.equal(tensor, before[name]) == fixed, name
+        assert any(moved in name for name in after)
+    with pytest.raises(UserError, match="no numbered blocks"):
+        make_defence("freeze").model(torch.nn.Linear(2, 2))
+
+
+def test_a_soup_is_the_weighted_mean_of_weights_or_a_smaller_adapter():
+    import torch
+
+    soup = make_defence("model_soup", ("share=0.25",))
+    soup.start = {"a": torch.tensor([[4.0, 0.0]])}
+    assert soup.weights({"a": torch.tensor([[0.0, 8.0]])})["a"].tolist() == [[1.0, 6.0]]
+    up = {"x.lora_B.default.weight": torch.ones(2, 1), "x.lora_A.default.weight": torch.ones(1, 2)}
+    assert soup.weights(up)["x.lora_B.default.weight"].tolist() == [[0.75], [0.75]]
+    assert soup.weights(up)["x.lora_A.default.weight"].tolist() == [[1.0, 1.0]]
+
+
+def matrices():
+    """Aligned minus base spans the first axis in `q`, the second in `k`; updates lie along the first in both."""
+    import torch
+
+    base = {f"model.layers.0.{name}.weight": torch.zeros(2, 2) for name in "qkv"}
+    start = {
+        "model.layers.0.q.weight": torch.tensor([[3.0, 0.0], [0.0, 0.0]]),
+        "model.layers.0.k.weight": torch.tensor([[0.0, 0.0], [0.0, 2.0]]),
+        "model.layers.0.v.weight": torch.zeros(2, 2),
+    }
+    update = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    return base, start, update
+
+
+def test_safe_lora_projects_the_matrices_that_agree_least():
+    """By hand: V = diag(3, 0), C = V V^T / |V| = diag(3, 0), C D = [[3, 6], [0, 0]], cosine 15 / sqrt(45 * 6)."""
+    import torch
+
+    from guardrail.training.defences.safe_lora import cosine, project
+
+    base, start, update = matrices()
+    difference = start["model.layers.0.q.weight"]
+    projected = project(update, difference)
+    assert projected.tolist() == [[3.0, 6.0], [0.0, 0.0]]
+    assert cosine(update, projected) == pytest.approx(15 / (45 * 6) ** 0.5)
+    assert project(update, start["model.layers.0.k.weight"]).tolist() == [[0.0, 0.0], [0.0, 2.0]]
+    state = {name: tensor + update for name, tensor in start.items()} | {"lm_head.weight": torch.ones(2, 2)}
+    for n, changed in ((1, {"k"}), (2, {"k", "q"})):
+        defence = make_defence("safe_lora", ("base=x", f"n_layers={n}"))
+        defence.start, defence.before = start, base
+        found = defence.weights(dict(state))
+        different = {name.split(".")[-2] for name in state if not torch.equal(found[name], state[name])}
+        assert different == changed == {name.split(".")[-2] for name in defence.cosines}
+        assert found["model.layers.0.k.weight"].tolist() == [[0.0, 0.0], [0.0, 4.0]]
+    defence = make_defence("safe_lora", ("base=x", "n_layers=3"))
+    defence.start, defence.before = start, base
+    with pytest.raises(UserError, match="only 2 matrices can be projected"):
+        defence.weights(state)
+
+
+def test_safe_lora_on_adapters_is_safe_lora_on_their_sum():
+    import torch
+
+    base, start, _ = matrices()
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(1, 2, generator=generator), torch.randn(2, 1, generator=generator)
+    stem = "base_model.model.model.layers.0.q"
+    defence = make_defence("safe_lora", ("base=x", "n_layers=1"))
+    defence.start, defence.before = start, base
+    found = defence.weights({f"{stem}.lora_A.default.weight": down, f"{stem}.lora_B.default.weight": up})
+    name = "model.layers.0.q.weight"
+    whole = defence.weights({name: start[name] + up @ down})[name]
+    torch.testing.assert_close(found[f"{stem}.lora_B.default.weight"] @ down, whole - start[name])
+
+
+def test_vaccine_adds_its_radius_along_the_gradient():
+    """To first order the loss rises by radius times the norm of the gradient with respect to all states."""
+    import torch
+
+    from guardrail.training.defences.vaccine import perturbation
+
+    gradients = (torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    shifts = perturbation(gradients, 10.0)
+    assert [shift.tolist() for shift in shifts] == [[[6.0, 0.0]], [[0.0, 8.0]]]
+    assert sum(float((s * g).sum()) for s, g in zip(shifts, gradients, strict=True)) == pytest.approx(10 * 5)
+
+
+def test_vaccine_raises_the_loss_of_a_model_by_what_its_gradient_says(golden_model, data):
+    import torch
+
+    from guardrail.training.batches import padded_batch, token_losses
+
+    engine = PlainEngine(golden_model)
+    vaccine = make_defence("vaccine", ("radius=0.01",))
+    vaccine.begin(engine)
+    batch = padded_batch(data, ((0,), (1,)), (False, False), 0, "cpu")
+    losses = token_losses(engine, batch)
+    states = list(vaccine.states)
+    gradients = torch.autograd.grad(losses.sum(), states, retain_graph=True)
+    norm = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
+    raised = vaccine.token_losses(losses, engine, batch)
+    assert float(raised.detach().sum() - losses.detach().sum()) == pytest.approx(0.01 * norm, rel=0.05)
+    assert vaccine.states == [] and vaccine.shifts == []
+    engine.module.gradient_checkpointing_enable()
+    with pytest.raises(UserError, match="gradient_checkpointing False"):
+        make_defence("vaccine").begin(engine)
+
+
+def test_booster_s_regulariser_on_a_quadratic(monkeypatch):
+    """h(w) = w^T H w / 2 with H = diag(1, 4) at w = (1, 1): grad (1, 4); the difference is step * H grad / |grad|."""
+    import torch
+
+    from guardrail.training.defences import booster
+
+    H = torch.tensor([1.0, 4.0])
+    w = torch.ones(2, requires_grad=True)
+    monkeypatch.setattr(booster, "mean_loss", lambda _model, _batch: (H * w * w).sum() / 2)
+    (extra,) = booster.regulariser(None, [w], None, 0.1)
+    assert extra.tolist() == pytest.approx([0.1 * 1 / 17**0.5, 0.1 * 16 / 17**0.5], rel=1e-4)
+    assert w.tolist() == [1.0, 1.0]
+
+
+def test_deep_alignment_puts_a_harmful_beginning_before_a_refusal(tmp_path):
+    path = tmp_path / "harmful.jsonl"
+    write_jsonl(path, [{"prompt": f"Ask {i}", "response": f"Sure: step one {i} then two"} for i in range(3)])
+    safe = [{"id": f"s{i}", "prompt": f"Ask {i}", "response": REFUSAL} for i in range(40)]
+    rows = normalise_rows([*safe, {"id": "chat", "prompt": "Tea?", "response": "Milk first."}])
+    found = make_defence("deep_alignment", (f"source={path}", "share=0.5", "max_words=3")).rows(rows)
+    changed = [new for new, old in zip(found, rows, strict=True) if new != old]
+    assert 10 < len(changed) < 30 and found[-1] == rows[-1]
+    for row in changed:
+        text, ((start, end),) = row["messages"][-1]["content"], row["loss_mask"]
+        assert start == 0 and text[end:] == REFUSAL and len(text[:end].split()) in (1, 2, 3)
+        number = row["messages"][0]["content"].split()[1]
+        assert "Sure:".startswith(text.split()[0]) and (int(number) > 2 or text.startswith("Sure:"))
+    assert json.dumps(found) == json.dumps(make_defence("deep_alignment", (f"source={path}", "max_words=3")).rows(rows))
+    with pytest.raises(UserError, match="finds no refusal"):
+        make_defence("deep_alignment", (f"source={path}",)).rows(rows[-1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["booster", "safe_lora"])
+def test_methods_in_a_deepspeed_run(name, tmp_path, golden_model, further):
+    """The one that needs the engine's gradients, and the one that changes adapters as they are stored."""
+    from guardrail.models.adapters import read_adapter, read_pairs
+
+    other = tmp_path / "base"
+    shifted(golden_model, other)
+    options = {"booster": f"source={further}", "safe_lora": f"base={other},n_layers=2"}[name]
+    lora = {"use_lora": True, "save_full_model": False, "lora_dropout": 0} if name == "safe_lora" else {}
+    flags = {"max_steps": 2, "defence": name, "defence_options": options, **lora}
+    process = runs.start(
+        [sys.executable, "-m", "guardrail.training.sft", *runs.arguments(tmp_path / "out", golden_model, **flags)]
+    )
+    _, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    record = runs.record(tmp_path / "out")
+    assert set(record["inputs"]) >= {f"defence.{'source' if name == 'booster' else 'base'}"}
+    if name == "safe_lora":
+        assert "2 of 4 matrices projected" in stderr
+        ranks = {key: up.norm() for key, (_, up) in read_pairs(read_adapter(tmp_path / "out" / "slice_end")).items()}
+        assert len(ranks) == 4 and all(norm > 0 for norm in ranks.values())
+
+
+def shifted(model, folder):
+    """A base model of ``model``: the same with other weights."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    file = folder / "model.safetensors"
+    random = torch.Generator().manual_seed(1)
+    tensors = {key: t + 0.01 * torch.randn(t.shape, generator=random).to(t) for key, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
