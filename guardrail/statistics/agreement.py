@@ -1,4 +1,4 @@
-"""Agreement of raters beyond chance: Cohen's kappa, Krippendorff's alpha."""
+"""Agreement: of raters beyond chance (Cohen's kappa, Krippendorff's alpha), of rankings (Spearman's correlation)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
+
+from guardrail.statistics.rates import CONFIDENCE
+from guardrail.statistics.resampling import N_RESAMPLES, Estimate
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
@@ -61,3 +64,44 @@ def nominal_distance(a: Any, b: Any) -> float:
 
 def interval_distance(a: float, b: float) -> float:
     return float(a - b) ** 2
+
+
+def average_ranks(values: Any) -> Any:
+    """Ranks from 1 of a sequence of numbers, ties at their mean rank, (n,) float64."""
+    import numpy as np
+
+    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2.0)[inverse]
+
+
+def spearman(first: Any, second: Any) -> float | None:
+    """Spearman's (1904) rank correlation in [-1, 1], average ranks for ties; None when a side is constant."""
+    import numpy as np
+
+    x, y = average_ranks(first), average_ranks(second)
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"spearman needs two equally long, non-empty sequences, got {len(x)} and {len(y)}")
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale > 0 else None
+
+
+def spearman_interval(
+    first: Any, second: Any, confidence: float = CONFIDENCE, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Spearman's correlation with a percentile bootstrap interval over items (Efron 1979); ranks anew in each resample.
+
+    Raises ``ValueError`` when a side is constant. Resamples in which a side is constant are left out.
+    """
+    import numpy as np
+
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    value = spearman(a, b)
+    if value is None:
+        raise ValueError("spearman_interval: a side is the same for all items")
+    rng = np.random.default_rng(seed)
+    found = [spearman(a[draw], b[draw]) for draw in (rng.integers(0, len(a), len(a)) for _ in range(n_resamples))]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile([one for one in found if one is not None], [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), confidence)

@@ -103,31 +103,13 @@ def _batch(arrays: dict[str, np.ndarray], labels: np.ndarray, n_real_tokens: int
     return Batch(inputs, **kept, n_real_tokens=n_real_tokens, n_tokens=arrays["input_ids"].size)
 
 
-def labelled_logits(engine: Any, batch: Batch) -> torch.Tensor:
-    """Logits (n, V) of the tokens that have a label. ``engine`` is a causal LM, or wraps one as ``engine.module``.
-
-    Hidden states are picked where they enter the head, so that the whole model still runs as one forward pass (ZeRO 3
-    and checkpointing rely on it) and what a model does to its logits afterwards stays.
-    """
-    head = getattr(engine, "module", engine).get_output_embeddings()
-
-    def pick(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][batch.rows, batch.positions][None], *arguments[1:])  # (B, T, D) -> (1, n, D)
-
-    hook = head.register_forward_pre_hook(pick)
-    try:
-        logits: torch.Tensor = engine(**batch.inputs, use_cache=False).logits
-    finally:
-        hook.remove()
-    assert logits.shape[:2] == (1, len(batch.targets)), "the model's logits come from its output embeddings"
-    return logits[0]
-
-
 def summed_loss(engine: Any, batch: Batch) -> torch.Tensor:
     """Sum of the cross-entropies over labelled tokens, in float32."""
     import torch.nn.functional as F
 
-    logits = labelled_logits(engine, batch).float()
+    from guardrail.models.labelled_logits import labelled_logits
+
+    logits = labelled_logits(engine, batch.inputs, batch.rows, batch.positions).float()
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 

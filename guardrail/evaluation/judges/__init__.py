@@ -8,9 +8,10 @@ A judge is one file here that registers itself below with one line (docs/extendi
     openai       `rubric`: a 1-5 rating by a chat model behind an OpenAI-compatible server
     panel        several judges: their majority, their agreement, their disagreements
 
-and what they share: `judge` (the interface, options, servers), `answers` (files that hold completions), `coherence`
-(empty, looping, gibberish), `outcomes` (refusal | harmful | safe | incoherent | empty, and the summary), `stage` (one
-file in, one judgement file out; reused when unchanged, failed rows judged again).
+and a scorer of training rows (`row_scores`, see `guardrail.similarity.scorers`). What they share: `judge` (the
+interface, options, servers), `answers` (files that hold completions), `coherence` (empty, looping, gibberish),
+`outcomes` (refusal | harmful | safe | incoherent | empty, and the summary), `stage` (one file in, one judgement file
+out; reused when unchanged, failed rows judged again).
 
 ``python -m guardrail.evaluation.judges results.json --judge beaver_dam`` runs any of them. Names, options and file
 names are known without torch.

@@ -10,6 +10,7 @@ the largest probability of each label counts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -111,8 +112,10 @@ class ModerationModel:
         dtype: str = "auto",
         backend: str = "hf",
         device: Any = None,
+        shows_progress: bool = True,
     ) -> None:
         self.model_path = model_path
+        self.shows_progress = shows_progress
         self.max_length = max_length
         self.wanted_batch_tokens = batch_tokens
         self.dtype = auto_dtype() if dtype == "auto" else dtype
@@ -175,13 +178,15 @@ class ModerationModel:
         out: list[list[float]] = [[] for _ in texts]
         places, model = self.label_places, self.model
         lengths = [len(text) for text in texts]
-        with progress(total=len(texts), desc="moderation", unit="text") as bar:
+        bar = progress(total=len(texts), desc="moderation", unit="text") if self.shows_progress else None
+        with bar or contextlib.nullcontext():
             for rows, values in self.budget.run(
                 lengths, lambda rows: classify_batch(model, [texts[i] for i in rows]), self._too_long
             ):
                 for row, outputs in zip(rows, values, strict=True):
                     out[row] = [outputs[place] for place in places]
-                bar.update(len(rows))
+                if bar is not None:
+                    bar.update(len(rows))
         assert all(out)
         return out
 
