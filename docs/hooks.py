@@ -106,6 +106,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "python -m guardrail.bench",
         ("guardrail.bench.__main__:BenchConfig",),
     ),
+    "score_rows": (
+        "Scores of rows",
+        "bash scripts/score_rows.sh",
+        ("guardrail.similarity.scorers.options:ScoringConfig",),
+    ),
     "audit": ("The provider's audit", "bash scripts/audit.sh", ("guardrail.similarity.audit.pipeline:AuditConfig",)),
 }
 STUDY_BLOCKS = (

@@ -46,6 +46,7 @@ COMMANDS = {
     "mt_bench": ("MT-Bench, or a task of lm-evaluation-harness", "guardrail.evaluation.benchmarks"),
     "compare": ("two checkpoints' answers to the same prompts", "guardrail.evaluation.compare"),
     "audit": ("before any training: how similar is a data set to each alignment set", "similarity/audit.py"),
+    "score": ("before fine-tuning: how risky is each row of a data set", "similarity/score_rows.py"),
     "plan": ("what a study will cost; runs nothing", "study_plan"),
     "study": ("run a whole study, or go on with it", "study"),
     "sandbox_data": ("write the sandbox's data set", "datasets/sandbox/generate.py"),

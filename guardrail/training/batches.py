@@ -117,7 +117,9 @@ def token_losses(engine: Any, batch: Batch) -> torch.Tensor:
     """The cross-entropies (n,) of the labelled tokens, in float32; 0 for a target that does not count."""
     import torch.nn.functional as F
 
-    logits = labelled_logits(engine, batch).float()
+    from guardrail.models.labelled_logits import labelled_logits
+
+    logits = labelled_logits(engine, batch.inputs, batch.rows, batch.positions).float()
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 

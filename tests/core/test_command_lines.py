@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 UPDATE = os.environ.get("GUARDRAIL_UPDATE_GOLDEN") == "1"
 SCRIPTS = (
     *("__main__.py", "eval_safety.py", "eval_utility.py", "similarity/audit.py"),
-    *("similarity/get_high_similarity_group.py", "similarity/get_representation.py"),
+    *("similarity/get_high_similarity_group.py", "similarity/get_representation.py", "similarity/score_rows.py"),
     *("similarity/get_top_similarity_dataset_reps_general.py", "datasets/mix.py", "datasets/prepare.py"),
     *("datasets/sandbox/generate.py", "datasets/sandbox/train_models.py"),
     *("beavertails_moderation/evaluate.py", "beavertails_moderation/formatter.py"),
@@ -100,6 +100,12 @@ REFUSED = [
     [*CLUSTER, "--dataset_data=rows.jsonl", "--stack_vector_tf=no", "--dataset_reps_dir=x.pt"],
     ["similarity/audit.py", "--customer=rows.jsonl", "--alignment=b=rows.jsonl", "--output_dir=out"],
     ["similarity/audit.py", "--alignment=b=rows.jsonl", "--output_dir=out"],
+    ["similarity/score_rows.py", "--rows=rows.jsonl"],
+    ["similarity/score_rows.py", "--out=s.jsonl"],
+    ["similarity/score_rows.py", "--rows=rows.jsonl", "--out=s.jsonl", "--scorers=similarty"],
+    ["similarity/score_rows.py", "--rows=rows.jsonl", "--out=s.jsonl", "--scorers=bi_anchor"],
+    ["similarity/score_rows.py", "--rows=broken.jsonl", "--out=s.jsonl"],
+    ["similarity/score_rows.py", "--out=missing.jsonl", "--compare=rows.jsonl"],
     ["sft", "--train_template=Alpaca"],
     [*SFT, "--model_name_or_path=model", "--train_datasets=rows.jsonl", "--bf16=True", "--fp16=True"],
     [*SFT, "--model_name_or_path=model", "--train_datasets=rows.jsonl", "--batching=pack"],

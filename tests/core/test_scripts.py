@@ -26,6 +26,7 @@ STAGES = {  # script -> the stages that get its variables
     "judge": ["guardrail.evaluation.judges.__main__"],
     "moderate": ["beavertails_moderation/formatter.py", "beavertails_moderation/evaluate.py"],
     "mt_bench": ["__main__.py"],
+    "score_rows": ["similarity/score_rows.py"],
     "select_subset": ["similarity/get_top_similarity_dataset_reps_general.py"],
     "sft": [SFT],
     "sft_downstream": [SFT],

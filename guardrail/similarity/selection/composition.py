@@ -11,6 +11,7 @@ import numpy as np
 
 from guardrail.core.files import hash_json
 from guardrail.data.rows import Row, response
+from guardrail.statistics import agreement
 
 CATEGORY_COLUMNS = ("category", "categories", "label", "source", "format")
 LIST_ITEM = re.compile(r"^\s*(?:\d{1,2}[.):]|[-*•–])\s+\S", re.MULTILINE)
@@ -80,16 +81,8 @@ def describe_rows(rows: Sequence[Row], top_categories: int = 30) -> dict[str, An
 
 def spearman(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float | None:
     """Spearman's rank correlation in [-1, 1], average ranks for ties; ``None`` when one side is constant."""
-    x, y = _average_ranks(np.asarray(a, dtype=np.float64)), _average_ranks(np.asarray(b, dtype=np.float64))
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return round(float(x @ y) / scale, 4) if scale > 0 else None
-
-
-def _average_ranks(values: Array) -> Array:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2.0)[inverse]
+    found = agreement.spearman(a, b)
+    return None if found is None else round(found, 4)
 
 
 def score_correlations(scores: Array, rows: Sequence[Row]) -> dict[str, float | None]:
