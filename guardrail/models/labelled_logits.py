@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def labelled_logits(engine: Any, inputs: dict[str, Any], rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def logits_at(engine: Any, inputs: dict[str, Any], rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Logits (n, V) of the tokens at ``(rows[j], positions[j])``. ``engine`` is a causal LM, or wraps one as
     ``engine.module``.
 

@@ -103,13 +103,18 @@ def _batch(arrays: dict[str, np.ndarray], labels: np.ndarray, n_real_tokens: int
     return Batch(inputs, **kept, n_real_tokens=n_real_tokens, n_tokens=arrays["input_ids"].size)
 
 
+def labelled_logits(engine: Any, batch: Batch) -> torch.Tensor:
+    """Logits (n, V) of the tokens that have a label. ``engine`` is a causal LM, or wraps one as ``engine.module``."""
+    from guardrail.models.labelled_logits import logits_at
+
+    return logits_at(engine, batch.inputs, batch.rows, batch.positions)
+
+
 def summed_loss(engine: Any, batch: Batch) -> torch.Tensor:
     """Sum of the cross-entropies over labelled tokens, in float32."""
     import torch.nn.functional as F
 
-    from guardrail.models.labelled_logits import labelled_logits
-
-    logits = labelled_logits(engine, batch.inputs, batch.rows, batch.positions).float()
+    logits = labelled_logits(engine, batch).float()
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
@@ -117,9 +122,7 @@ def token_losses(engine: Any, batch: Batch) -> torch.Tensor:
     """The cross-entropies (n,) of the labelled tokens, in float32; 0 for a target that does not count."""
     import torch.nn.functional as F
 
-    from guardrail.models.labelled_logits import labelled_logits
-
-    logits = labelled_logits(engine, batch.inputs, batch.rows, batch.positions).float()
+    logits = labelled_logits(engine, batch).float()
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 

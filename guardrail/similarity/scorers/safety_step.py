@@ -88,7 +88,7 @@ class SafetyStep(Scorer):
 
 
 class Called:
-    """``model`` with other weights: what `labelled_logits` calls and asks for the head."""
+    """``model`` with other weights: what `guardrail.models.labelled_logits` calls and asks for the head."""
 
     def __init__(self, model: Any, values: dict[str, torch.Tensor]) -> None:
         self.module, self.values = model, values

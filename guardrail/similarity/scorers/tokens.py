@@ -89,9 +89,9 @@ def make_batch(sequences: Sequence[Encoded], pad_id: int, device: torch.device) 
 
 def row_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
     """Mean cross-entropy of each row's labelled tokens in nats, (B,) float32."""
-    from guardrail.models.labelled_logits import labelled_logits
+    from guardrail.models.labelled_logits import logits_at
 
-    logits = labelled_logits(model, {"input_ids": batch.ids}, batch.rows, batch.positions).float()
+    logits = logits_at(model, {"input_ids": batch.ids}, batch.rows, batch.positions).float()
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     summed = torch.zeros(len(batch.ids), dtype=losses.dtype, device=losses.device).index_add(0, batch.rows, losses)
     return summed / batch.counts
