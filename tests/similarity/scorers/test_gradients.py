@@ -29,7 +29,7 @@ def one_row_gradients(resources, row, gradient_tokens=None):
     for weight in weights:
         weight.requires_grad_(True)
     loss = row_losses(resources.model, batch)[0]
-    return dict(zip(layers, torch.autograd.grad(loss, weights), strict=True)), float(loss)
+    return dict(zip(layers, torch.autograd.grad(loss, weights), strict=True)), loss.item()
 
 
 @pytest.mark.parametrize("space", ["linear", "last_block", "lora"])
