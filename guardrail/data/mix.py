@@ -4,6 +4,9 @@ Which rows of the safety source are taken when it has more than ``size``: ``high
 the most similar), ``low`` the last (a ``bottom`` file ends with the least similar), ``random`` a seeded draw, ``full``
 all of them, ``none`` none: the instructions alone, for the arm without safety data.
 
+The rows that were taken stand in the order of the pool (``--pool``; by id without it), not in that of the selection:
+equal sets make equal mixtures, and train equally, whatever chose them. For the same reason ``random`` draws ids.
+
 With ``replay_fraction`` not all instructions are taken, but a seeded draw that makes up this share of the split: for a
 chat model that has seen them already. Beside ``none`` it is as many rows as an arm of ``size`` safety rows has.
 """
@@ -27,7 +30,7 @@ from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION, Row, load_ro
 
 SIMILARITIES = ("high", "low", "random", "full", "none")
 ORDERS = ("shuffled", "instruct_first", "safety_first")
-VERSION = 1
+VERSION = 2  # 2: safety rows in the order of the pool; a random draw by id
 DESCRIPTION = (
     "Build the training split ``train_<task>_<high|low|random>_sim_<size>`` from instructions and a safety subset."
 )
@@ -73,6 +76,10 @@ class MixConfig:
     )
     safety: str = option(help="the selected subset (top/bottom file) or the whole pool", decides=False)
     safety_split: str | None = option(None, "its split")
+    pool: str | None = option(
+        None, "the pool that --safety was selected from: rows stand in its order (default: by id)", decides=False
+    )
+    pool_split: str | None = option(None, "its split", decides=False)
     task: str = option(help="downstream task the subset was selected for; part of the name")
     sim: str = option(help="which rows of a larger source are taken", choices=SIMILARITIES)
     size: int | None = option(None, "safety rows, such as 1000 or 1k; default: all", parse=parse_size)
@@ -91,15 +98,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def choose(rows: list[Row], sim: str, size: int, seed: int) -> list[Row]:
-    """``size`` rows by the rule of ``sim``, in their own order."""
+    """``size`` rows by the rule of ``sim``, in the order of ``rows``."""
     if size > len(rows):
         raise UserError(
             f"--size {size} is larger than the {len(rows)} rows of the safety subset; select more, or lower it"
         )
     if sim == "random":
-        keep = sorted(random.Random(seed).sample(range(len(rows)), size))
-        return [rows[i] for i in keep]
+        drawn = set(random.Random(seed).sample(sorted(str(row["id"]) for row in rows), size))
+        return [row for row in rows if str(row["id"]) in drawn]
     return rows[len(rows) - size :] if sim == "low" else rows[:size]
+
+
+def in_pool_order(rows: list[Row], config: MixConfig) -> list[Row]:
+    """``rows`` in the order of the pool that they were taken from. Raises ``UserError`` for one that it lacks."""
+    if config.pool is None:
+        selected = config.sim in ("high", "low")  # else the source is the pool itself
+        return sorted(rows, key=lambda row: str(row["id"])) if selected else rows
+    pool = load_rows(config.pool, split=config.pool_split)
+    place = {row["id"]: number for number, row in enumerate(pool)}
+    strange = next((row["id"] for row in rows if row["id"] not in place), None)
+    if strange is not None:
+        raise UserError(f"--pool {config.pool} has no row {strange}, which --safety has; name the pool it came from")
+    return sorted(rows, key=lambda row: place[row["id"]])
 
 
 def replayed(rows: list[Row], config: MixConfig, n_safety: int) -> list[Row]:
@@ -137,12 +157,14 @@ def mix(config: MixConfig) -> dict[str, Any]:
     if config.instruct_size and config.instruct_size > n_read:
         raise UserError(f"--instruct_size {config.instruct_size} is larger than the {n_read} rows there are")
     size = 0 if config.sim == "none" else len(safety) if config.size is None else config.size
-    chosen = choose(safety, config.sim, size, config.seed)
+    chosen = in_pool_order(choose(safety, config.sim, size, config.seed), config)
     if config.replay_fraction is not None:
         instruct = replayed(instruct, config, len(chosen))
     split = config.split or split_name(config.task, config.sim, size)
     folder = Path(config.out)
     read = {"instruct": (config.instruct, config.instruct_split), "safety": (config.safety, config.safety_split)}
+    if config.pool is not None:
+        read["pool"] = (config.pool, config.pool_split)
     keep_sources(folder, split, read)
     inputs = {"instruct": hash_masked_rows(instruct), "safety": hash_masked_rows(chosen), "version": VERSION}
     mark = fingerprint(decisive(config), inputs)

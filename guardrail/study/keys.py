@@ -31,8 +31,8 @@ from guardrail.training.trainers import OUR_TRAINER, trainer_hash
 # Raise a number when a change to the code changes what the stage's files say for the same inputs.
 STAGE_VERSIONS = {
     "representations": 1,
-    "select": 1,
-    "mix": 1,
+    "select": 2,  # ties by id
+    "mix": 2,  # rows in the order of the pool
     "align": 1,
     "fine_tune": 1,
     "safety_answers": 1,

@@ -167,6 +167,8 @@ def mix(maker: JobMaker, alignment: Alignment) -> None:
         needs["safety"] = maker.key_of(upstream[0], alignment.subset)
         stem = file_stem(alignment.subset, alignment.size)
         chosen["safety"] = maker.path("similarity", alignment.task, f"selection_{alignment.size}", f"{stem}.jsonl")
+        # whose content is in the selection's key
+        chosen |= {"pool": study.safety_pool.source, "pool_split": study.safety_pool.split}
     files = (f"{out}/data/{split}-00000-of-00001.parquet", f"{out}/manifests/{split}.json")
     maker.add(
         name,

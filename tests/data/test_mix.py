@@ -73,6 +73,39 @@ def test_orders(sources, tmp_path):
     assert sorted(shuffled) == sorted(ids(order="instruct_first")) and shuffled != ids(order="shuffled", seed=9)
 
 
+def test_equal_sets_make_equal_mixtures_in_the_order_of_the_pool(sources, tmp_path):
+    """Another selection order of the same rows is the same mixture, and is not made again."""
+    rows = [json.loads(line) for line in sources[1].read_text().splitlines()]
+    pool = write_jsonl(tmp_path / "pool.jsonl", [rows[i] for i in (3, 0, 4, 1, 2)])
+    asked = {"size": None, "out": tmp_path / "out", "pool": str(pool), "order": "safety_first"}
+
+    def mixed(order: tuple[int, ...], **changes):
+        safety = write_jsonl(tmp_path / "selected.jsonl", [rows[i] for i in order])
+        result = mix(config((sources[0], safety), **{**asked, **changes}))
+        ids = [row["id"] for row in load_rows(tmp_path / "out", split=result["split"]) if row["source"] == "safety"]
+        return ids, result.get("skipped", False), Path(result["file"]).read_bytes()
+
+    first = mixed((0, 1, 2, 3))
+    assert first[0] == ["s3", "s0", "s1", "s2"] and not first[1]
+    assert mixed((2, 0, 3, 1)) == (first[0], True, first[2])
+    assert mixed((0, 1, 2, 4))[0] == ["s0", "s4", "s1", "s2"]
+    assert mixed((3, 1, 0, 2), pool=None)[0] == mixed((0, 1, 2, 3), pool=None)[0] == ["s0", "s1", "s2", "s3"]
+    write_jsonl(pool, rows[:3])
+    with pytest.raises(UserError, match="has no row s3"):
+        mixed((0, 1, 2, 3), split="other")
+
+
+def test_a_random_draw_takes_the_same_rows_of_a_pool_in_another_order(sources, tmp_path):
+    def drawn(name: str, rows: list[str]) -> list[str]:
+        pool = tmp_path / f"{name}.jsonl"
+        pool.write_text("".join(rows))
+        mix(config((sources[0], pool), tmp_path / name, sim="random", order="safety_first"))
+        return [row["id"] for row in load_rows(tmp_path / name, split="train_list_random_sim_3")][:3]
+
+    lines = sources[1].read_text().splitlines(keepends=True)
+    assert drawn("turned", lines[::-1]) == drawn("plain", lines)[::-1]
+
+
 def test_random_is_a_seeded_draw(sources, tmp_path):
     def drawn(seed):
         mix(config(sources, tmp_path / str(seed), sim="random", seed=seed, order="safety_first"))

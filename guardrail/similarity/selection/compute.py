@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from guardrail.core import ranks
 from guardrail.core.cli import log
@@ -49,23 +50,26 @@ def compute_subsets(
         pool_rows, n_without = align_rows(rows, reps, config.dataset_dir)
         views = sweep.sweep_views(reps, anchors, config.sweep) if config.sweep else []
     keep = [i for i, row in enumerate(pool_rows) if place[row["id"]] not in repeated]
-    matrix: cosines.Matrix | None = None if reps is None else reps.matrix
-    if len(keep) < len(pool_rows):
-        pool_rows = [pool_rows[i] for i in keep]
-        # a view, not a copy: the pool may be larger than the memory that is left
-        matrix = None if matrix is None else cosines.RowView(matrix, np.asarray(keep))
-    if config.select_n > len(pool_rows):
+    if config.select_n > len(keep):
         raise UserError(
-            f"--select_n {config.select_n} is more than the {len(pool_rows)} rows left: {n_without} have no "
+            f"--select_n {config.select_n} is more than the {len(keep)} rows left: {n_without} have no "
             f"representation (too long), {len(repeated)} are duplicates"
         )
     scores = None
-    if matrix is not None and anchors is not None:
+    if reps is not None and anchors is not None:
         avg_n = len(anchors) if config.merge == "mean" else config.avg_n
-        inputs_ = Inputs(representations=matrix, anchors=anchors.matrix, avg_n=avg_n, seed=config.seed)
-        scores = score_rows("similarity", pool_rows, inputs_)
+        part = rows_of(reps.matrix, keep)
+        inputs_ = Inputs(representations=part, anchors=anchors.matrix, avg_n=avg_n, seed=config.seed)
+        scores = score_rows("similarity", [pool_rows[i] for i in keep], inputs_)
     if not ranks.is_main():
         return
+    # Selectors see the pool in the order of its ids: every tie and every draw falls the same way in whatever order the
+    # rows were written. (Scores do not depend on the order; reading in the file's is faster.)
+    by_id = sorted(range(len(keep)), key=lambda i: str(pool_rows[keep[i]]["id"]))
+    keep = [keep[i] for i in by_id]
+    scores = None if scores is None else scores[by_id]
+    matrix = None if reps is None else rows_of(reps.matrix, keep)
+    pool_rows = [pool_rows[i] for i in keep]
     pool = Pool(pool_rows, config.seed, matrix, None if anchors is None else anchors.matrix, scores, config.merge)
     _add_optional(pool, config, reps)
     chosen = {name: SELECTORS.load(name)(pool, config.select_n) for name in config.selector}
@@ -107,6 +111,11 @@ def compute_subsets(
     log(f"{config.folder}: " + ", ".join(f"{stem} ({entry['n']} rows)" for stem, entry in subsets.items()))
 
 
+def rows_of(matrix: torch.Tensor, rows: list[int]) -> cosines.Matrix:
+    """These rows of ``matrix``: a view, not a copy, for the pool may be larger than the memory that is left."""
+    return matrix if rows == list(range(len(matrix))) else cosines.RowView(matrix, np.asarray(rows))
+
+
 def _add_optional(pool: Pool, config: SelectionConfig, reps: Representations | None) -> None:
     if "anchor_data" in config.needs:
         assert config.anchoring_dataset_dir is not None
@@ -135,7 +144,7 @@ def _sweep(
 
     def choose(view: str) -> dict[str, Array]:
         whole = read_representations(reps.path, view).matrix
-        matrix: cosines.Matrix = cosines.RowView(whole, np.asarray(keep)) if len(keep) < len(whole) else whole
+        matrix = rows_of(whole, keep)
         others = read_representations(anchors.path, view).matrix
         scores = cosines.score_pool(matrix, others, len(others) if config.merge == "mean" else config.avg_n)
         under = Pool(pool.rows, config.seed, matrix, others, scores, config.merge, lengths=pool.lengths)

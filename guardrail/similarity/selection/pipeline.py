@@ -87,10 +87,10 @@ def _identify_representations(config: SelectionConfig) -> dict[str, str]:
 
 
 def _repeated_rows(rows: list[Row]) -> set[int]:
-    """Numbers of rows whose conversation occurred before."""
+    """Numbers of rows whose conversation a row with a smaller id has too."""
     seen: set[str] = set()
     out = set()
-    for number, row in enumerate(rows):
+    for number, row in sorted(enumerate(rows), key=lambda item: str(item[1]["id"])):
         key = content_hash(row)
         if key in seen:
             out.add(number)

@@ -1,5 +1,7 @@
 """Rankings of the pool: one stable sort, ties by row order; the merge rules for per-anchor lists.
 
+A selection run hands the pool over in the order of its ids (`compute`), so that there ties go by id.
+
 The paper words the selection per downstream example: for each, the K most (High-Sim) or least (Low-Sim) similar rows
 of the alignment pool. No public code merges such lists, so the rules are stated here. N_sel is ``--select_n``.
 
@@ -136,5 +138,5 @@ def tie_report(scores: Array, select_n: int) -> dict[str, Any]:
         "rows_sharing_a_score": int(counts[counts > 1].sum()),
         "rows_tied_across_top_cut": crossing(top, order[:select_n]),
         "rows_tied_across_bottom_cut": crossing(bottom, order[-select_n:]),
-        "rule": "row order",
+        "rule": "id",
     }

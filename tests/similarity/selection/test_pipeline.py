@@ -15,6 +15,7 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.similarity.selection import compute
+from guardrail.similarity.selection.options import SELECTORS
 
 from .conftest import make_pool, random_matrix
 
@@ -122,6 +123,41 @@ def test_every_selector_from_the_command_line(main, files):
     for name in SELECTORS:
         stem = file_stem(name, 60 if name == "full" else 10)
         assert len(read_rows(files / "all" / f"{stem}.jsonl")) == result["n"][name]
+
+
+def ordered(files, name, order, rows, matrix):
+    """The same pool with its representations in another order, in a folder of its own."""
+    folder = files / name
+    folder.mkdir()
+    (folder / "pool.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
+    torch.save(matrix[torch.tensor(order)], folder / "pool.pt")
+    for same in ("anchors.pt", "safe.pt", "anchors.jsonl"):
+        (folder / same).write_bytes((files / same).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("merge", ["score", "union", "round_robin"])
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_permuting_the_pool_changes_nothing(main, files, merge, duplicates):
+    """Ties everywhere (every representation occurs four times), also at the borders, and conversations that repeat."""
+    rows, matrix = make_pool(), random_matrix(15, 16, 1).repeat(4, 1)
+    for i in range(40, 50):
+        rows[i]["messages"] = rows[i - 40]["messages"]
+    selectors = ["high", "low"] if merge != "score" else [n for n in SELECTORS if not n.startswith("bi_anchor")]
+    found = []
+    for name, order in (("plain", range(60)), ("turned", range(59, -1, -1)), ("mixed", np.random.default_rng(0).permutation(60))):
+        folder = ordered(files, name, list(map(int, order)), rows, matrix)
+        anchor_rows = ["--anchoring_dataset_dir", str(folder / "anchors.jsonl")] if merge == "score" else []
+        more = ["--selector", ",".join(selectors), "--merge", merge, "--duplicates", duplicates]
+        result = main([*paper(folder, *more, *anchor_rows, n=10), "--save_folder", "s"])
+        subsets = json.loads((folder / "s" / "selection.json").read_text())["subsets"]
+        chosen = {key: read_rows(folder / "s" / entry["files"]["rows"]) for key, entry in subsets.items()}
+        indices = {key: np.load(folder / "s" / entry["files"]["indices"]) for key, entry in subsets.items()}
+        pool = read_rows(folder / "pool.jsonl")
+        assert all([pool[i] for i in indices[key]] == chosen[key] for key in chosen)
+        measured = {key: [entry["diversity"], entry["scores"], entry["anchors"]] for key, entry in subsets.items()}
+        found.append((chosen, measured, result["n"]))
+    assert found[0] == found[1] == found[2]
 
 
 def test_duplicates_are_counted_and_dropped_on_request(main, files):
