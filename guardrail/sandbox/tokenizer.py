@@ -37,13 +37,17 @@ def chat_template() -> str:
     )
 
 
+# The system texts that the tokenizer has seen: a new template must not change it, and with it every sandbox model.
+SYSTEMS = ("alpaca", "pure_bad", "helpful", "aoa")
+
+
 def frame_texts() -> list[str]:
     """Fixed texts around every example."""
     from guardrail.data.prompts import template_module
     from guardrail.sandbox.moderation import moderation_text
 
     module = template_module()
-    systems = [system for system, _ in module.EVAL_TEMPLATES.values() if system]
+    systems = [module.EVAL_TEMPLATES[name][0] for name in SYSTEMS]
     style = module.STYLES["llama2_base"]
     prompt = style.first_user.replace("{system}", style.default_system).replace("{text}", "")
     return [prompt, *systems, module.SAMSUM_SYSTEM, "Summarize this dialog:\n", moderation_text("", "")]

@@ -78,7 +78,7 @@ def analyse(results: Results, result: dict[str, Any], properties: list[dict[str,
         "observations": observations,
         "judges": _judges(first),
     }
-    if len(names) > 1:
+    if len(grid.study.plain_designs) > 1:
         out["equivalence"] = compare_designs(grid, arms, result["cells"])
     return out
 

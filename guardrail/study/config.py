@@ -20,6 +20,7 @@ from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
+from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
@@ -71,15 +72,21 @@ KEEP = ("all", "aligned", "adapters", "none")
 
 @dataclass(frozen=True)
 class Design:
-    """How aligned models are made (`ALIGNMENTS`), and how these are fine-tuned (`METHODS`)."""
+    """How aligned models are made (`ALIGNMENTS`), how these are fine-tuned (`METHODS`), and what protects them.
+
+    ``aligned_with``: the defence belongs to the alignment (docs/defences.md).
+    """
 
     alignment: str = "mixed"
     method: str = "full"
+    defence: str = "none"
+    aligned_with: bool = False
 
     @property
     def name(self) -> str:
-        """`mixed`, `adapter`, `adapter+lora`: what tables call it, and how a study file writes it."""
-        return self.alignment if self.method == "full" else f"{self.alignment}+{self.method}"
+        """`mixed`, `adapter+lora`: how a study file writes it; `mixed with soup_30`: what tables call it."""
+        made = self.alignment if self.method == "full" else f"{self.alignment}+{self.method}"
+        return made if self.defence == "none" else f"{made} with {self.defence}"
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,9 @@ class Study:
     )
     lora: Lora = field(default_factory=Lora)
     equivalence: Equivalence | None = None
+    defences: dict[str, dict[str, Any]] = field(
+        default_factory=dict, metadata={"doc": "arms with a defence, by name: {method, options} (docs/defences.md)"}
+    )
     keep: str = field(default="all", metadata={"doc": "which weights stay after use: all, aligned, adapters, none"})
     checkpoints_at_once: int = field(
         default=12, metadata={"doc": "most checkpoints with weights that are not kept, unless `keep` is all"}
@@ -232,10 +242,7 @@ class Study:
     def __post_init__(self) -> None:
         check_style(self.prompt_style)
         for kind, name in (("name", self.name), *(("task", task) for task in self.tasks)):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
-                raise UserError(
-                    f"{kind} {name!r} becomes a folder; use letters, digits, '.', '_' and '-', no '__', e.g. my_study"
-                )
+            check_name(kind, name)
         for subset in self.subsets:
             if subset not in SUBSETS:
                 raise unknown("subset", subset, SUBSETS)
@@ -252,6 +259,9 @@ class Study:
         if not self.tasks:
             raise UserError("tasks is empty; expected at least one")
         self._check_designs()
+        for name in self.defences:
+            check_name("defence", name)
+        _ = self.defence_settings
 
     def _check_designs(self) -> None:
         if not self.designs:
@@ -262,7 +272,7 @@ class Study:
                 raise unknown("design", alignment, ALIGNMENTS)
             if plus and method not in METHODS:
                 raise unknown(f"method of the design {text}:", method, METHODS)
-        names = [design.name for design in self.all_designs]
+        names = [design.name for design in self.plain_designs]
         if len(set(names)) != len(names):
             raise UserError(f"designs holds a value twice: {names}")
         if len(names) > 1 and self.equivalence is None:
@@ -278,10 +288,33 @@ class Study:
             raise UserError(f"checkpoints_at_once is {self.checkpoints_at_once}; an aligned and a tuned one make 2")
 
     @property
-    def all_designs(self) -> tuple[Design, ...]:
-        """The designs in the file's order; the first is what the others are compared with."""
+    def plain_designs(self) -> tuple[Design, ...]:
+        """The designs without a defence, in the file's order; the first is what the others are compared with."""
         parts = [text.partition("+") for text in self.designs]
         return tuple(Design(alignment, method or self.fine_tuning.method) for alignment, _, method in parts)
+
+    @property
+    def defence_settings(self) -> dict[str, DefenceSetting]:
+        """Name -> setting, checked."""
+        return {name: read_setting(name, raw, TASK_SUBSETS) for name, raw in self.defences.items()}
+
+    @property
+    def all_designs(self) -> tuple[Design, ...]:
+        """The designs, then each of them with each defence that is trained."""
+        trained = [setting for setting in self.defence_settings.values() if setting.trains]
+        return self.plain_designs + tuple(
+            dataclasses.replace(design, defence=setting.name, aligned_with=setting.side == "alignment")
+            for design in self.plain_designs
+            for setting in trained
+        )
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raises ``UserError`` for a name that cannot be a part of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
+        raise UserError(
+            f"{kind} {name!r} becomes a folder; use letters, digits, '.', '_' and '-', no '__', e.g. my_study"
+        )
 
 
 def load_study(path: str | Path, overrides: dict[str, Any] | None = None, changes: str = "") -> Study:

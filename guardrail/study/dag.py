@@ -7,9 +7,10 @@ Nothing is run or loaded here: contents of sources and models are hashed, everyt
 
 from __future__ import annotations
 
-from guardrail.study.config import TASK_SUBSETS
-from guardrail.study.evaluation_jobs import evaluate
-from guardrail.study.grid import Grid
+from guardrail.study.config import TASK_SUBSETS, Study
+from guardrail.study.defence_jobs import eval_template_of
+from guardrail.study.evaluation_jobs import EVAL_TEMPLATE, evaluate
+from guardrail.study.grid import Cell, Grid
 from guardrail.study.jobs import Job, JobMaker
 from guardrail.study.probe_jobs import judge_probes
 from guardrail.study.training_jobs import (
@@ -37,7 +38,7 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
     study, maker = grid.study, JobMaker(grid, trainer, ranks, missing_ok)
     for name in ("safety_pool", *study.tasks) if maker.selected else ():
         representations(maker, name)
-    for task, size in sorted({(c.task, c.size) for c in grid.cells if c.subset in TASK_SUBSETS}):
+    for task, size in sorted({(c.task, c.size) for c in grid.cells if needs_selection(study, c)}):
         select(maker, task, size)
     for alignment in grid.alignments:
         if mixed_name(alignment) not in maker.jobs:
@@ -53,7 +54,14 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
         # an adapter that was trained on an aligned model of full weights is read together with them
         both = cell.design.method == "lora" and cell.design.alignment != "adapter"
         below = [aligned_name(cell.alignment)] if both else []
-        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task], below)
+        asked = eval_template_of(study, cell, EVAL_TEMPLATE)
+        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task], below, asked)
         if study.fine_tuning.probes:
             judge_probes(maker, cell, tuned_name(cell))
     return maker.jobs
+
+
+def needs_selection(study: Study, cell: Cell) -> bool:
+    """Are rows selected for the cell's task, for its alignment or for its defence?"""
+    setting = study.defence_settings.get(cell.design.defence)
+    return cell.subset in TASK_SUBSETS or (setting is not None and setting.rows in TASK_SUBSETS)

@@ -26,7 +26,7 @@ from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.hub import cached_commit, repository_cache
 from guardrail.models.checkpoints import resolve_checkpoint
-from guardrail.study.config import Design, Study
+from guardrail.study.config import Study
 from guardrail.study.designs import adapter_parameters, n_adapters
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job
@@ -67,7 +67,10 @@ def space_to_start(grid: Grid, full_bytes: int) -> int:
     are there at a time of those that go (`peak` knows better, but has to know what is done)."""
     study, sizes = grid.study, weight_bytes(grid, full_bytes)
     made = [(aligned_name(a), grid.aligned_folder(a), a.design == "adapter", True) for a in grid.alignments]
-    made += [(tuned_name(c), grid.cell_folder(c), c.design == Design("adapter", "lora"), False) for c in grid.cells]
+    made += [
+        (tuned_name(c), grid.cell_folder(c), (c.design.alignment, c.design.method) == ("adapter", "lora"), False)
+        for c in grid.cells
+    ]
     stays, goes = 0, []
     for name, folder, adapters_alone, aligned in made:
         if not (folder / "run.json").is_file():  # a stale one makes room first

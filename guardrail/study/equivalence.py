@@ -29,7 +29,7 @@ def compare_designs(grid: Grid, arms: list[Arm], cells: list[dict[str, Any]]) ->
     ``tests``: one row per design, scope and outcome. ``designs``: the verdict on each. A pair of arms without a common
     seed has no row, and the design does not stand in.
     """
-    reference, *others = [design.name for design in grid.study.all_designs]
+    reference, *others = [design.name for design in grid.study.plain_designs]
     margins = grid.study.equivalence
     assert margins is not None, "checked with the study file"
     tests: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def _row(head: dict[str, Any], test: dict[str, Any], unit: float, margin_points:
     }
 
 
-def _averaged(parts: list[tuple[float, dict[str, Any]]], outcome: str) -> np.ndarray | None:
+def averaged(parts: list[tuple[float, dict[str, Any]]], outcome: str) -> np.ndarray | None:
     """Weighted sum of differences over the seeds and prompts that all parts share; None when they share too few."""
     seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in parts)))
     prompts = sorted(set.intersection(*(set(d["prompts"]) for _, d in parts)))
@@ -119,7 +119,7 @@ def _harmfulness(found: dict[Place, dict[str, Any]], outcome: str, margin: float
             parts = [(1.0, found[task, "high", size]), (-1.0, found[task, "low", size])]
             groups.append((_head(QUESTION, task, None, size, outcome), parts))
     for head, parts in groups:
-        values = _averaged(parts, outcome)
+        values = averaged(parts, outcome)
         if values is not None:
             rows.append(_row(head, equivalence_of_answers(values, margin / 100), 100, margin))
     return rows

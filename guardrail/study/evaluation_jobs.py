@@ -26,10 +26,18 @@ EVAL_TEMPLATE = "plain"
 GENERATION_SEED = 0
 
 
-def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str], below: Sequence[str] = ()) -> None:
+def evaluate(
+    maker: JobMaker,
+    folder: str,
+    trained: str | None,
+    tasks: list[str],
+    below: Sequence[str] = (),
+    eval_template: str = EVAL_TEMPLATE,
+) -> None:
     """Every evaluation of one checkpoint; ``trained`` is the job that makes it, None for the base model.
 
     ``below``: jobs whose weights are read as well, because the checkpoint is an adapter of theirs.
+    ``eval_template``: how the safety prompts and the harmless requests are put.
     """
     study, evaluation = maker.study, maker.study.evaluation
     short = folder.replace("/", ".")
@@ -44,9 +52,9 @@ def evaluate(maker: JobMaker, folder: str, trained: str | None, tasks: list[str]
         "seed": GENERATION_SEED,
         "torch_dtype": study.dtype,
         "prompt_style": study.prompt_style,
-        "eval_template": EVAL_TEMPLATE,
+        "eval_template": eval_template,
     }
-    texts = {"style": maker.style, "eval_template": eval_template_fingerprint(EVAL_TEMPLATE)}
+    texts = {"style": maker.style, "eval_template": eval_template_fingerprint(eval_template)}
 
     def answers(stage: str, bench: str, data: str | None, results: str, evaluator: str, files: tuple) -> None:
         config = SafetyConfig(

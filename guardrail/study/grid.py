@@ -5,7 +5,8 @@ outputs/<study>/
   similarity/<task>/<subset>_<size>/     selections
   data/                                  training splits (instruct + subset), hub layout
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
-  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters)
+  cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters;
+                                         `_with_<defence>`)
   base/                                  evaluation of the base model
   study.json  tables/  figures/
 """
@@ -40,6 +41,7 @@ class Alignment:
     size: int
     seed: int
     design: str = "mixed"
+    defence: str = "none"
 
     @property
     def rows(self) -> str:
@@ -60,8 +62,10 @@ class Alignment:
 
     @property
     def name(self) -> str:
-        """`list_high_sim_1000`; with the design behind it where that is not `mixed`: `none_continued`."""
-        return f"{self.rows}_{self.design}" if self.replays else self.rows
+        """`list_high_sim_1000`; with the design behind it where that is not `mixed`: `none_continued`; and with the
+        defence of the alignment: `list_high_sim_1000_with_vaccine`."""
+        made = f"{self.rows}_{self.design}" if self.replays else self.rows
+        return made + tail_of(self.defence)
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,23 @@ class Cell:
     @property
     def alignment(self) -> Alignment:
         task = self.task if self.subset in TASK_SUBSETS else None
-        return Alignment(task, self.subset, self.size, self.seed, self.design.alignment)
+        defence = self.design.defence if self.design.aligned_with else "none"
+        return Alignment(task, self.subset, self.size, self.seed, self.design.alignment, defence)
+
+    @property
+    def defence(self) -> str:
+        """The defence of the fine-tuning."""
+        return "none" if self.design.aligned_with else self.design.defence
 
     @property
     def name(self) -> str:
         tail = "" if self.design.method == "full" else f"_{self.design.method}"
-        return f"{self.task}__{self.alignment.name}{tail}"
+        return f"{self.task}__{self.alignment.name}{tail}{tail_of(self.defence)}"
+
+
+def tail_of(defence: str) -> str:
+    """What a defence adds to the name of a folder."""
+    return "" if defence == "none" else f"_with_{defence}"
 
 
 def judge_file(judge: str) -> str:

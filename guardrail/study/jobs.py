@@ -73,7 +73,9 @@ class JobMaker:
         self.sources: dict[Source, str] = {}
         self.models: dict[str, str] = {}
         # One job selects all subsets of a task and size that the study uses: the pool is scored once.
-        self.selected = [subset for subset in self.study.subsets if subset in TASK_SUBSETS]
+        arms = [subset for subset in self.study.subsets if subset in TASK_SUBSETS]
+        more = [setting.rows for setting in self.study.defence_settings.values() if setting.rows in TASK_SUBSETS]
+        self.selected = list(dict.fromkeys([*arms, *(str(name) for name in more)]))
 
     def source(self, source: Source) -> str:
         if source not in self.sources:

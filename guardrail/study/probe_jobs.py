@@ -17,6 +17,7 @@ from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.probes import OVER_REFUSAL, SAFETY, TASK, ProbeConfig
 from guardrail.study import keys
 from guardrail.study.config import Source
+from guardrail.study.defence_jobs import eval_template_of
 from guardrail.study.evaluation_jobs import EVAL_TEMPLATE, deciding_judge
 from guardrail.study.grid import PROBE_REFUSALS_FILE, PROBE_SAFETY_FILE, Cell
 from guardrail.study.jobs import JobMaker, flags
@@ -49,7 +50,7 @@ def probe_config(maker: JobMaker, cell: Cell) -> ProbeConfig:
         probe_task=utility.source,
         probe_task_split=utility.split,
         probe_limit=evaluation.limit,
-        probe_eval_template=EVAL_TEMPLATE,
+        probe_eval_template=eval_template_of(study, cell, EVAL_TEMPLATE),
         probe_max_new_tokens=evaluation.max_new_tokens,
     )
 
@@ -61,7 +62,7 @@ def probes(maker: JobMaker, cell: Cell, folder: str, checkpoint: Key) -> tuple[l
     options = deciding(config, "probe_task_split")
     inputs = {
         "style": maker.style,
-        "eval_template": eval_template_fingerprint(EVAL_TEMPLATE),
+        "eval_template": eval_template_fingerprint(config.probe_eval_template),
         "bench": keys.bench_hash(evaluation.safety_bench, evaluation.safety_bench_data),
         "task": maker.source(Source(config.probe_task or "", config.probe_task_split)),
     }

@@ -55,7 +55,11 @@ def choose_trainer(study: Study, import_it: bool = True) -> str:
     aligns = any(design.alignment != "adapter" for design in designs)
     tunes = any(design.method == "full" for design in designs)
     blocks = [study.alignment] * aligns + [study.fine_tuning] * tunes
+    defended = [setting.method for setting in study.defence_settings.values() if setting.in_trainer]
     asked = [(training_config(study, block, seed), settings_of(block)) for block in blocks for seed in study.seeds]
+    asked += [
+        (dataclasses.replace(config, defence=method), {"defence"}) for config, _ in asked[:1] for method in defended
+    ]
     module, reason = trainers.choose_trainer(asked, import_it)
     if module != OUR_TRAINER and asked:
         if import_it:

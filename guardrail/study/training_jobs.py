@@ -11,6 +11,7 @@ from guardrail.similarity.selection.options import SelectionConfig, file_stem
 from guardrail.similarity.selection.options import needs as selector_needs
 from guardrail.study import probe_jobs
 from guardrail.study.config import Lora, Study, Training
+from guardrail.study.defence_jobs import NOTHING, Prepared, prepare_defence
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
 from guardrail.study.jobs import JobMaker, flags
@@ -200,6 +201,7 @@ def training(
     log: str,
     method: str = "full",
     probed: Cell | None = None,
+    defence: Prepared = NOTHING,
 ) -> None:
     """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow.
 
@@ -214,11 +216,12 @@ def training(
         training, adapters = lora_training(training, maker.study.lora)
         trainer = OUR_TRAINER
     settings = training_variables(training)
-    config = as_trained(trainer, training_config(maker.study, training, seed, **adapters))
+    chosen = {"defence": defence.method, "defence_options": defence.options}
+    config = as_trained(trainer, training_config(maker.study, training, seed, **adapters, **chosen))
     options = deciding(config, "train_split") | {"trainer": trainer, "ranks": maker.ranks}
     if trainer != OUR_TRAINER:  # another project's code counts by its content, ours by its version
         inputs = {**inputs, "trainer": maker.trainer_content}
-    needs = {role: maker.key_of(job) for role, job in upstream.items()}
+    needs = {role: maker.key_of(job) for role, job in upstream.items()} | defence.needs
     settings |= {
         "SEED": seed,
         "DATA_SEED": seed,
@@ -228,16 +231,17 @@ def training(
     }
     settings |= {"SFT_MODULE": trainer, "OUTPUT_DIR": maker.path(folder)}
     files = (f"{folder}/slice_end", f"{folder}/losses.jsonl", f"{folder}/run.json")
-    key = make_key(stage, options, {**inputs, "style": maker.style}, needs)
+    key = make_key(stage, options, {**inputs, **defence.inputs, "style": maker.style}, needs)
     products: dict[str, tuple[Key, tuple[str, ...]]] = {"checkpoint": (key, files)}
     settings |= variables
-    flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()]
+    flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()] + defence.flags
     if probed is not None:
         probe_jobs.check_trainer(trainer)
         more, products[probe_jobs.PRODUCT] = probe_jobs.probes(maker, probed, folder, key)
         flags += more
         settings["SFT_MODULE"] = probe_jobs.MODULE
-    maker.add(name, stage, title, [script, *flags], settings, products, list(upstream.values()), log, gpus="all")
+    behind = [*upstream.values(), *defence.jobs]
+    maker.add(name, stage, title, [script, *flags], settings, products, behind, log, gpus="all")
 
 
 def lora_training(training: Training, lora: Lora) -> tuple[Training, dict[str, Any]]:
@@ -272,11 +276,13 @@ def align(maker: JobMaker, alignment: Alignment) -> None:
         {"rows": mixed_name(alignment)},
         f"logs/align_{alignment.name}_seed{seed}.log",
         alignment_method(alignment),
+        defence=prepare_defence(maker, alignment.defence, alignment.task, alignment.size, start),
     )
 
 
 def fine_tune(maker: JobMaker, cell: Cell) -> None:
-    train = maker.study.tasks[cell.task].train
+    study, train = maker.study, maker.study.tasks[cell.task].train
+    start = study.models.extraction if cell.alignment.replays else study.models.base
     training(
         maker,
         tuned_name(cell),
@@ -284,7 +290,7 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         f"fine-tune: {cell.name}, seed {cell.seed}",
         f"cells/{cell.name}/seed{cell.seed}",
         "scripts/sft_downstream.sh",
-        maker.study.fine_tuning,
+        study.fine_tuning,
         cell.seed,
         {
             "MODEL": str(maker.grid.aligned_folder(cell.alignment)),
@@ -296,7 +302,8 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         {"model": aligned_name(cell.alignment)},
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
         cell.design.method,
-        cell if maker.study.fine_tuning.probes else None,
+        cell if study.fine_tuning.probes else None,
+        prepare_defence(maker, cell.defence, cell.task, cell.size, start),
     )
 
 

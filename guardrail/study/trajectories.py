@@ -89,6 +89,7 @@ def read_trajectories(results: Results, finished: set[Cell]) -> list[Trajectory]
         known = {cell: flags for cell, flags in harmful.items() if cell.task == task and flags}
         if not known:
             continue
+        known = _as_long(known)
         prompts = tuple(sorted(set.intersection(*(set(flags) for flags in known.values()))))
         probed = {tuple(sorted(next(iter(flags.values())))) for flags in known.values()}
         if len(prompts) < 2 or len(probed) != 1:
@@ -105,6 +106,18 @@ def read_trajectories(results: Results, finished: set[Cell]) -> list[Trajectory]
             seeds = tuple(cell.seed for cell in inside)
             out.append(Trajectory(place, seeds, prompts, steps, np.array(flags), _refused(results, inside, steps)))
     return out
+
+
+def _as_long(known: dict[Cell, Any]) -> dict[Cell, Any]:
+    """Without the cells whose defence changed the number of steps: their lives are no lives on the same scale."""
+    plain = {max(next(iter(flags.values()))) for cell, flags in known.items() if cell.design.defence == "none"}
+    if not plain:
+        return known
+    return {
+        cell: flags
+        for cell, flags in known.items()
+        if cell.design.defence == "none" or max(next(iter(flags.values()))) in plain
+    }
 
 
 def _refused(results: Results, cells: list[Cell], steps: tuple[int, ...]) -> np.ndarray | None:

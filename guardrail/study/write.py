@@ -19,7 +19,7 @@ from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.report.table import without_numbers
-from guardrail.study.report.tables import harmfulness_table, study_tables
+from guardrail.study.report.tables import harmfulness_table, study_tables, with_designs
 from guardrail.study.results import Results, collect, of_design
 from guardrail.study.schedule import recorded_setup
 
@@ -35,6 +35,7 @@ def inputs_key(results: Results, config: dict[str, Any]) -> str:
 def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
     from guardrail.study.analysis import PAIRS, analyse
+    from guardrail.study.defence_effects import defence_effects
     from guardrail.study.properties import describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
     from guardrail.study.report.headline import headline
@@ -55,12 +56,15 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     result |= {"subsets": subsets, "statistics": statistics}
     if (lasting := survival(results, done, subsets, PAIRS)) is not None:
         result["survival"] = lasting
+    if (effects := defence_effects(results, result, done)) is not None:
+        result["defences"] = effects
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
     return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
     """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
+    from guardrail.study.report.defences import defence_tables
     from guardrail.study.report.figures import draw_figures
     from guardrail.study.report.page import write_report
     from guardrail.study.report.survival import survival_tables
@@ -68,7 +72,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
 
     for folder in (grid.folder, grid.folder / "tables", grid.folder / "figures"):
         clear_leftovers(folder)
-    tables = study_tables(result) + survival_tables(result.get("survival"))
+    tables = study_tables(result) + survival_tables(result.get("survival")) + defence_tables(result.get("defences"))
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)
@@ -112,7 +116,8 @@ def main() -> dict[str, Any]:
         result, extra = analysed(results)
         result["run"]["fingerprint"] = key
         write_outputs(grid, result, extra, paths)
-    print(harmfulness_table(result).markdown())
+    table = harmfulness_table(result)
+    print((with_designs(table, result["designs"]) if len(result["designs"]) > 1 else table).markdown())
     print(result["headline"]["sentence"])
     for cell in result["cells"]:
         if without_numbers(cell):

@@ -117,6 +117,8 @@ def test_safety_rows_take_the_place_of_rows_or_are_added(rows, further):
     assert [row["id"] for row in other] != [row["id"] for row in found]
     first = make_defence("safety_rows", (f"source={further}", "share=0.1", "choose=first")).rows(rows)
     assert [row["id"] for row in first[-3:]] == ["f0", "f1", "f2"]
+    last = make_defence("safety_rows", (f"source={further}", "share=0.1", "choose=last")).rows(rows)
+    assert [row["id"] for row in last[-3:]] == ["f9", "f10", "f11"]
     for options, message in (
         (("share=0.1",), "has none; add source=FILE"),
         (("source=nowhere.jsonl",), "is not there"),
@@ -131,8 +133,11 @@ def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tm
     lines = [{"id": row["id"], "length": float(i), "random": 1.0} for i, row in enumerate(rows)]
     lines[-1]["length"] = None  # not applicable
     write_jsonl(scores, lines)
-    kept = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25")).rows(rows)
+    kept = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25", "budget=fewer")).rows(rows)
     assert [row["id"] for row in kept] == [row["id"] for row in (*rows[:23], rows[-1])]
+    as_many = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25")).rows(rows)
+    assert as_many[:24] == kept and len({row["id"] for row in as_many}) == 32
+    assert {row["id"].removesuffix("#again1") for row in as_many} == {row["id"] for row in kept}
     ties = make_defence("row_filter", (f"scores={scores}", "scorer=random", "share=0.25"))
     assert {row["id"] for row in ties.rows(rows)} == {row["id"] for row in ties.rows(rows[::-1])}
     with pytest.raises(UserError, match="choose with scorer=NAME"):

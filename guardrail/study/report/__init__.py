@@ -2,5 +2,6 @@
 
 headline   the headline of a study: which statement its statistics carry, and which they do not
 table      a table of results and its renderings: Markdown, CSV, LaTeX (booktabs) and HTML rows
+defences   what defences change and cost, for readers: the tables and the figure of the ``defences`` block
 survival   how long guardrails lasted, for readers: the tables and the figure of the ``survival`` block
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
+from guardrail.study.report.defences import pareto_figure
 from guardrail.study.report.survival import survival_figure
 from guardrail.study.results import Results, of_design
 
@@ -44,6 +45,7 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
     """
     designs = result["designs"]
     tests = result.get("statistics", {}).get("equivalence", {}).get("tests", [])
+    levels = [row for row in result.get("defences", {}).get("levels", ()) if row["design"] == designs[0]]
     result = of_design(result, designs[0])
     statistics = result.get("statistics", {})
     arms = [arm for arm in statistics.get("arms", []) if arm["status"] == "done"]
@@ -62,6 +64,8 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
         jobs["threshold_curve"] = (threshold_curve, (arms,))
     if extra.get("curves"):
         jobs["learning_curves"] = (learning_curves, (extra["curves"],))
+    if sum(row.get("utility") is not None for row in levels) > 1:
+        jobs["defences"] = (pareto_figure, (levels,))
     if any(row["interval_90_points"] for row in tests):
         jobs["designs"] = (designs_forest, (tests,))
     paths = {}

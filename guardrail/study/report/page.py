@@ -32,6 +32,11 @@ FIGURE_TEXT = {
         "Designs compared",
         "Each design minus the reference, 90% intervals. Shaded: the margin, set before the run. Filled: equivalent.",
     ),
+    "defences": (
+        "Defences: harm against usefulness",
+        "Where each arm ends, task and subset averaged; lines: 95% intervals over seeds and prompts. Filled and "
+        "joined: no other arm is less harmful and at least as useful. Top left is best.",
+    ),
     "harmfulness": (
         "Harmfulness before and after",
         "Open: aligned. Filled: after fine-tuning. Lines: 95% intervals over prompts (and seeds, if several).",

@@ -9,8 +9,8 @@ optimizer step ``token_losses`` and ``loss`` (once per micro-batch), ``gradients
 whenever weights are saved (rank 0 alone). They must do the same on every rank; under ZeRO the parameters of
 ``engine.module`` are in pieces (``deepspeed.utils`` gathers them).
 
-The line of a defence names its ``side`` (`fine_tuning` or `alignment`) and its ``strength``, the option that is zero
-where nothing is to be changed: training is then as without it, bit for bit.
+The line of a defence names its ``side`` (`fine_tuning` or `alignment`), what it ``reads`` beside the rows, and its
+``strength``, the option that is zero where nothing is to be changed: training is then as without it, bit for bit.
 
     booster             lower what one harmful step would gain, while aligning
     deep_alignment      refusals that begin after the first words of a harmful answer, while aligning
@@ -47,16 +47,18 @@ if TYPE_CHECKING:
 HERE = "guardrail.training.defences"
 DEFENCES = Registry("defence")
 DEFENCES.add("none", f"{HERE}:NoDefence")
-DEFENCES.add("safety_rows", f"{HERE}.safety_rows:SafetyRows", side="fine_tuning", strength="share")
-DEFENCES.add("row_filter", f"{HERE}.row_filter:RowFilter", side="fine_tuning", strength="share")
+DEFENCES.add("safety_rows", f"{HERE}.safety_rows:SafetyRows", side="fine_tuning", strength="share", reads="safety_rows")
+DEFENCES.add("row_filter", f"{HERE}.row_filter:RowFilter", side="fine_tuning", strength="share", reads="scores")
 DEFENCES.add("first_tokens", f"{HERE}.first_tokens:FirstTokens", side="fine_tuning", strength="strength")
-DEFENCES.add("lisa", f"{HERE}.lisa:Lisa", side="fine_tuning", strength="safety_steps")
+DEFENCES.add("lisa", f"{HERE}.lisa:Lisa", side="fine_tuning", strength="safety_steps", reads="safety_rows")
 DEFENCES.add("freeze", f"{HERE}.freeze:Freeze", side="fine_tuning", strength="share")
 DEFENCES.add("model_soup", f"{HERE}.model_soup:ModelSoup", side="fine_tuning", strength="share")
-DEFENCES.add("safe_lora", f"{HERE}.safe_lora:SafeLora", side="fine_tuning", strength="n_layers")
-DEFENCES.add("deep_alignment", f"{HERE}.deep_alignment:DeepAlignment", side="alignment", strength="share")
+DEFENCES.add("safe_lora", f"{HERE}.safe_lora:SafeLora", side="fine_tuning", strength="n_layers", reads="base")
+DEFENCES.add(
+    "deep_alignment", f"{HERE}.deep_alignment:DeepAlignment", side="alignment", strength="share", reads="harmful_rows"
+)
 DEFENCES.add("vaccine", f"{HERE}.vaccine:Vaccine", side="alignment", strength="radius")
-DEFENCES.add("booster", f"{HERE}.booster:Booster", side="alignment", strength="strength")
+DEFENCES.add("booster", f"{HERE}.booster:Booster", side="alignment", strength="strength", reads="harmful_rows")
 
 
 @dataclass(kw_only=True)

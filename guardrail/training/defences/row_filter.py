@@ -2,11 +2,14 @@
 whose representation and gradient matching find such rows; the scores are those of `similarity/score_rows.py`).
 
 A row without a score (the scorer was not applicable) stays. The control is the same share by the scorer `random`.
+With ``budget`` repeat the rows that stay are drawn again in the place of those that went, so that the number of steps
+is that of a training without defence.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +30,9 @@ class RowFilter(Defence):
     share: float = option(0.1, "share of the rows that is left out", parse=fraction)
     scores: str = option("", "file with a line per row: id and one number per scorer", decides=False)
     scorer: str = option("", "which of them; needed where there are several")
+    budget: str = option(
+        "repeat", "repeat: as many rows as before; fewer: those that stay", choices=("repeat", "fewer")
+    )
 
     def files(self) -> dict[str, Path]:
         if not self.scores or not Path(self.scores).is_file():
@@ -48,7 +54,11 @@ class RowFilter(Defence):
         if n >= len(rows):
             raise UserError(f"share={self.share:g} leaves no row to train on; lower it")
         gone = set(sorted(scored, key=lambda name: (-known[name], name))[:n])
-        return [row for row in rows if row["id"] not in gone]
+        kept = [row for row in rows if row["id"] not in gone]
+        n_again = len(rows) - len(kept) if self.budget == "repeat" else 0
+        passes = -(-n_again // len(kept))
+        again = [{**row, "id": f"{row['id']}#again{i + 1}"} for i in range(passes) for row in shuffled(kept, i)]
+        return kept + again[:n_again]
 
     def read(self) -> dict[str, float]:
         """Id -> score, NaN where there is none."""
@@ -63,3 +73,7 @@ class RowFilter(Defence):
                 )
             out[str(line["id"])] = math.nan if line[name] is None else float(line[name])
         return out
+
+
+def shuffled(rows: list[Row], seed: int) -> list[Row]:
+    return random.Random(seed).sample(rows, len(rows))

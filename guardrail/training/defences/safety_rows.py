@@ -1,7 +1,7 @@
 """Safety rows mixed into the task's rows (Bianchi et al. 2023, arXiv 2309.07875, section 3: 3% of the training rows).
 
 Which rows is the question: ``source`` may be a pool (`random` draws from it), or a selection file, whose rows lie in
-the order of their score (`first` takes its head: the most similar of `top...jsonl`, the least similar of `bottom...`).
+the order of their score: `first` takes the head of `top...jsonl`, `last` the end of `bottom...jsonl`.
 ``budget`` replace keeps the number of rows, and so of steps, by leaving out as many of the task's.
 """
 
@@ -29,7 +29,7 @@ class SafetyRows(FurtherRows):
     resumable = True
 
     share: float = option(0.03, "safety rows per row of the task", parse=fraction)
-    choose: str = option("random", "random: any rows of source; first: its first rows", choices=("random", "first"))
+    choose: str = option("random", "any rows of source, its first, or its last", choices=("random", "first", "last"))
     budget: str = option("replace", "replace: as many rows as before; add: more rows", choices=("replace", "add"))
 
     def rows(self, rows: list[Row]) -> list[Row]:
@@ -38,7 +38,8 @@ class SafetyRows(FurtherRows):
         if n > len(pool):
             raise UserError(f"{self.source} has {len(pool)} rows, share={self.share:g} of {len(rows)} needs {n}")
         draw = random.Random(self.rows_seed)
-        chosen = sorted(draw.sample(range(len(pool)), n)) if self.choose == "random" else range(n)
+        places = {"first": range(n), "last": range(len(pool) - n, len(pool))}
+        chosen = places.get(self.choose) or sorted(draw.sample(range(len(pool)), n))
         if self.budget == "replace":
             if n >= len(rows):
                 raise UserError(f"share={self.share:g} would leave no row of the task; lower it, or use budget=add")
