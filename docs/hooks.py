@@ -48,6 +48,22 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "mix": ("Mixing training splits", "python datasets/mix.py", ("guardrail.data.mix:MixConfig",)),
     "train": ("Training", "python -m guardrail.training.sft", ("guardrail.training.config:SFTConfig",)),
+    "defences": (
+        "Defences",
+        "--defence NAME --defence_options name=value,... of a training",
+        (
+            "guardrail.training.defences.safety_rows:SafetyRows",
+            "guardrail.training.defences.row_filter:RowFilter",
+            "guardrail.training.defences.first_tokens:FirstTokens",
+            "guardrail.training.defences.lisa:Lisa",
+            "guardrail.training.defences.freeze:Freeze",
+            "guardrail.training.defences.model_soup:ModelSoup",
+            "guardrail.training.defences.safe_lora:SafeLora",
+            "guardrail.training.defences.deep_alignment:DeepAlignment",
+            "guardrail.training.defences.vaccine:Vaccine",
+            "guardrail.training.defences.booster:Booster",
+        ),
+    ),
     "trajectory": (
         "Training that is probed",
         "python -m guardrail.evaluation.trajectory",
