@@ -68,6 +68,10 @@ SCORERS.add(
 )
 
 
+class NotApplicable(UserError):
+    """A scorer can give nothing with this model; raised while it prepares, it says why and the others go on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a scorer that is a function may use besides the rows, in their order. N rows, M anchor rows, D hidden."""

@@ -17,6 +17,9 @@ class _Gradient(Scorer):
     def not_applicable(self) -> str | None:
         return "an encoder has no loss to differentiate" if self.resources.is_encoder else None
 
+    def prepare(self) -> None:
+        self.resources.gradients  # noqa: B018 - raises where the model has nothing to look at
+
 
 class SelfInfluence(_Gradient):
     """Self-Inf-N: ``log(|g|^2 + 1) + log(answer tokens + 1)`` (Guan et al. 2025, arXiv 2505.06843, section 4).

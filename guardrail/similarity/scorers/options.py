@@ -11,7 +11,7 @@ from guardrail.core.options import add_options, option
 from guardrail.models.loading import DTYPES
 from guardrail.similarity.scorers import SCORERS
 
-SPACES = ("linear", "last_block", "lora")
+SPACES = ("auto", "linear", "last_block", "lora")
 ALL = "all"
 FLAGS = {  # what a scorer needs -> the flags that give it
     "model": "--model_name_or_path",
@@ -54,7 +54,9 @@ class ScoringConfig:
     representations: str | None = option(None, "stored representations of --rows, instead of a model", decides=False)
     moderation_model: str | None = option(None, "sequence classifier with Beaver-Dam's labels", decides=False)
     max_set_rows: int = option(256, "rows used of each set besides --rows; a seeded sample of more", parse=positive_int)
-    gradient_parameters: str = option("linear", "weights whose gradient is looked at", choices=SPACES)
+    gradient_parameters: str = option(
+        "auto", "weights whose gradient is looked at (auto: linear; last_block for a large model)", choices=SPACES
+    )
     gradient_tokens: int | None = option(
         None, "only the first tokens of an answer enter gradients (He et al.: 10; default: all)", parse=positive_int
     )

@@ -34,6 +34,7 @@ from guardrail.similarity.scorers.row_gradients import Directions, GradientPass,
 from guardrail.similarity.scorers.tokens import NO_ANSWER, Encoded, TokenBatch, encode, make_batch, row_losses
 
 CPU_TOKENS, GPU_TOKENS = 1024, 8192
+LARGE_MODEL = 1_000_000_000  # weights of linear layers
 STORED = "stored"
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -245,7 +246,16 @@ class Resources:
     def gradients(self) -> GradientPass:
         """The backward passes; scorers add their directions to it in ``prepare``."""
         config = self.config
-        return GradientPass(self.model, self.facts.n_layers, config.gradient_parameters, config.lora_rank, config.seed)
+        return GradientPass(self.model, self.facts.n_layers, self.space, config.lora_rank, config.seed)
+
+    @functools.cached_property
+    def space(self) -> str:
+        """``gradient_parameters``, ``auto`` resolved: a direction over all linear layers of a large model would be as
+        large as the model."""
+        if self.config.gradient_parameters != "auto":
+            return self.config.gradient_parameters
+        linear = sum(one.weight.numel() for one in self.model.modules() if isinstance(one, torch.nn.Linear))
+        return "linear" if linear <= LARGE_MODEL else "last_block"
 
     def trained(self, encoded: Sequence[Encoded | None]) -> list[Encoded | None]:
         """The rows' tokens as gradients see them: ``gradient_tokens`` of the answer."""

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from guardrail.core.errors import UserError
 from guardrail.similarity.representations.hidden_states import find_blocks
+from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.tokens import TokenBatch, row_losses
 
 Visit = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -117,9 +117,7 @@ class GradientPass:
                 if isinstance(module, torch.nn.Linear):
                     self._add(f"{number}.{name}", module)
         if not self.layers:
-            raise UserError(
-                f"{type(self.model).__name__} has no linear layers in its blocks; leave gradient scorers out"
-            )
+            raise NotApplicable(f"{type(self.model).__name__} has no linear layers in its blocks")
 
     def _add(self, name: str, module: torch.nn.Linear) -> None:
         generator = torch.Generator().manual_seed(named_seed(self.seed, "adapter", name))

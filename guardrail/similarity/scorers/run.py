@@ -38,7 +38,7 @@ from guardrail.data.rows import Row, hash_rows, load_rows
 from guardrail.models.checkpoints import hash_checkpoint
 from guardrail.models.fetch import local_checkpoint
 from guardrail.similarity.audit.sets import parse_set
-from guardrail.similarity.scorers import SCORERS
+from guardrail.similarity.scorers import SCORERS, NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores, make_scorer
 from guardrail.similarity.scorers.options import ScoringConfig
 from guardrail.similarity.scorers.resources import Resources
@@ -46,6 +46,7 @@ from guardrail.similarity.scorers.resources import Resources
 UNIT_ROWS = 256
 VERSION = 1  # raise when the same rows and options give other numbers
 KIND = "row_scores"
+NOT_APPLICABLE = "not applicable"
 SETS = ("anchors", "safe_anchors", "alignment", "refusals", "safety")
 
 
@@ -68,18 +69,25 @@ class RowScoring:
     def prepare(self) -> None:
         """Load what is needed and let every scorer read its sets; done by itself before the first rows."""
         if not self._prepared:
-            for scorer in self.working.values():
-                scorer.prepare()
+            for name, scorer in list(self.working.items()):
+                try:
+                    scorer.prepare()
+                except NotApplicable as why:
+                    log(f"{name} is not applicable: {why}")
+                    self.not_applicable[name] = str(why)
+                    del self.working[name]
             self._prepared = True
 
     def score(self, rows: Sequence[Row]) -> dict[str, Scores]:
         """Scores of ``rows`` by every scorer, in their order; all of them NaN for one that is not applicable."""
+        if not rows:
+            return {name: Scores.of([]) for name in self.scorers}
         self.prepare()
         batch = Batch(rows, self.resources)
         return {
             name: self.working[name].score(batch)
             if name in self.working
-            else Scores.none(len(rows), self.not_applicable[name])
+            else Scores.none(len(rows), f"{NOT_APPLICABLE}: {self.not_applicable[name]}")
             for name in self.scorers
         }
 
@@ -93,7 +101,7 @@ class RowScoring:
         """What `key` is made of."""
         config = self.config
         out: dict[str, Any] = {"options": {**decisive(config), "scorers": list(self.scorers)}}
-        needs = {need for name in self.working for need in SCORERS.facts(name).get("needs", ())}
+        needs = {need for name in self.scorers for need in SCORERS.facts(name).get("needs", ())}
         if config.model_name_or_path is not None and needs & {"model", "representations"}:
             out["model"] = hash_checkpoint(config.model_name_or_path)
             style = self.resources.options.prompt_style
@@ -200,7 +208,7 @@ def describe(
         scorers[name] = {
             "needs": list(facts.get("needs", ())),
             "cost": facts.get("cost"),
-            "applicable": name not in scoring.not_applicable,
+            "applicable": not all(is_not_applicable(line["reasons"].get(name)) for line in lines.values()),
             "n_scored": len(known),
             "not_scored": dict(Counter(line["reasons"][name] for line in lines.values() if name in line["reasons"])),
             "mean": float(known.mean()) if len(known) else None,
@@ -222,6 +230,11 @@ def describe(
             scoring_sec=round(time.time() - started, 3),
         ),
     }
+
+
+def is_not_applicable(reason: str | None) -> bool:
+    """Does a row's reason speak of the scorer and the model, not of the row?"""
+    return reason is not None and reason.startswith(NOT_APPLICABLE)
 
 
 def read_scores(path: str | Path) -> tuple[list[str], dict[str, Any]]:

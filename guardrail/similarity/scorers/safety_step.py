@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from guardrail.similarity.representations.hidden_states import find_blocks
+from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores
 from guardrail.similarity.scorers.tokens import TokenBatch, row_losses
 
@@ -45,6 +46,10 @@ class SafetyStep(Scorer):
             for tensor, gradient in zip(total.values(), gradients, strict=True):
                 tensor += gradient
         self.direction = {name: tensor.to(names[name].dtype) for name, tensor in total.items()}
+        try:
+            next(self.resources.each_batch(encoded[:1], self.derivative), None)
+        except NotImplementedError as error:
+            raise NotApplicable(f"the model has no forward-mode derivative: {str(error)[:200]}") from error
 
     @property
     def in_adapters(self) -> bool:
@@ -58,7 +63,7 @@ class SafetyStep(Scorer):
         """The weights that a step moves, by name."""
         model = self.resources.model
         parameters = dict(model.named_parameters())
-        if self.resources.config.gradient_parameters == "last_block":
+        if self.resources.space == "last_block":
             block = find_blocks(model, self.resources.facts.n_layers)[-1]
             inside = {id(parameter) for parameter in block.parameters()}
             parameters = {name: one for name, one in parameters.items() if id(one) in inside}

@@ -112,7 +112,26 @@ def test_an_encoder_says_which_scorers_it_cannot_serve(config, tmp_path, tiny_to
     assert set(scoring.not_applicable) == set(found) - served
     for name, scores in found.items():
         assert np.isfinite(scores.values).all() == (name in served)
-        assert name in served or set(scores.reasons) == {0, 1, 2}
+        assert name in served or all(why.startswith("not applicable: ") for why in scores.reasons.values())
+
+
+def test_a_model_without_linear_layers_is_served_by_the_other_scorers(config, tmp_path, tiny_tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": len(tiny_tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    scoring = RowScoring(dataclasses.replace(config, model_name_or_path=str(tmp_path)))
+    found = scoring.score(ROWS[:3])
+    assert set(scoring.not_applicable) == {
+        "self_influence",
+        "gradient_cosine",
+        "gradient_projection",
+        "gradient_modules",
+    }
+    assert found["self_influence"].reasons[0] == "not applicable: GPT2LMHeadModel has no linear layers in its blocks"
+    assert all(np.isfinite(found[name].values).all() for name in scoring.working)
+    assert scoring.score([])["safety_step"].values.shape == (0,)
 
 
 def test_no_score_is_never_a_zero():
