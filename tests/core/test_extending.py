@@ -9,6 +9,7 @@ import re
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from toys import REPOSITORY
 
@@ -234,6 +235,27 @@ def test_a_new_downstream_task(tmp_path, monkeypatch):
         assert row["messages"][0]["content"] == "What is it?\nA hint: It floats." and row["reference"] == "A boat."
     finally:
         TASKS.remove("riddles")
+
+
+def test_a_new_scorer_of_rows(tmp_path, monkeypatch, tiny_model):
+    from guardrail.similarity.scorers import SCORERS
+    from guardrail.similarity.scorers.run import RowScoring, ScoringConfig
+
+    as_module("my_scorers", code_with("def score_questions"), tmp_path, monkeypatch)
+    as_module("my_model_scorers", code_with("class Surprise"), tmp_path, monkeypatch)
+    exec(code_with('SCORERS.add("questions"'), {"SCORERS": SCORERS})
+    exec(code_with('SCORERS.add("surprise"'), {"SCORERS": SCORERS})
+    try:
+        names = ("questions", "surprise", "perplexity")
+        found = RowScoring(ScoringConfig(scorers=names, model_name_or_path=str(tiny_model))).score(
+            rows.normalise_rows([{"prompt": "Where?", "response": "To the sea."}, {"prompt": "Why?? Who?"}])
+        )
+        assert found["questions"].values.tolist() == [1, 3]
+        assert np.exp(found["surprise"].values[0]) == pytest.approx(found["perplexity"].values[0])
+        assert found["surprise"].reasons == {1: "the row has no answer"}
+    finally:
+        for name in ("questions", "surprise"):
+            SCORERS.remove(name)
 
 
 def test_a_new_scorer_and_a_new_selector(tmp_path, monkeypatch):
