@@ -86,8 +86,8 @@ class ScoringConfig:
             SCORERS.check(name)
             missing = self.missing(name)
             if missing:
-                flags = " and ".join(FLAGS.get(need, f"--{need}") for need in missing)
-                raise UserError(f"scorer {name} needs {' and '.join(missing)}; give {flags}, or leave {name} out")
+                flags = "; ".join(FLAGS.get(need, f"--{need}") for need in missing)
+                raise UserError(f"scorer {name} needs {', '.join(missing)}; leave {name} out, or give {flags}")
         return tuple(dict.fromkeys(self.scorers))
 
     def missing(self, name: str) -> list[str]:

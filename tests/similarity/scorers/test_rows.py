@@ -84,7 +84,10 @@ def test_an_answer_behind_the_cap_is_not_scored_by_gradients(config):
 
 
 def test_what_is_missing_is_refused_by_name(config):
-    with pytest.raises(UserError, match="scorer bi_anchor needs safe_anchors; give --safe_anchors or --alignment"):
+    with pytest.raises(
+        UserError,
+        match="scorer bi_anchor needs safe_anchors; leave bi_anchor out, or give --safe_anchors or --alignment",
+    ):
         ScoringConfig(scorers=("bi_anchor",), model_name_or_path="x", anchors="y").names  # noqa: B018
     with pytest.raises(UserError, match="did you mean 'bi_anchor'"):
         ScoringConfig(scorers=("bi_ancor",)).names  # noqa: B018
