@@ -48,6 +48,18 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "mix": ("Mixing training splits", "python datasets/mix.py", ("guardrail.data.mix:MixConfig",)),
     "train": ("Training", "python -m guardrail.training.sft", ("guardrail.training.config:SFTConfig",)),
+    "attacks": (
+        "Attacks",
+        "python eval_safety.py --attack NAME --attack_options name=value;...",
+        (
+            "guardrail.evaluation.attacks.prefill:Prefill",
+            "guardrail.evaluation.attacks.template:Template",
+            "guardrail.evaluation.attacks.trigger:Trigger",
+            "guardrail.evaluation.attacks.jailbreak:Jailbreak",
+            "guardrail.evaluation.attacks.decoding:Decoding",
+            "guardrail.evaluation.attacks.refusal_direction:RefusalDirection",
+        ),
+    ),
     "defences": (
         "Defences",
         "--defence NAME --defence_options name=value,... of a training",

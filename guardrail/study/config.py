@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.prompts import check_style
+from guardrail.evaluation.attacks import ATTACKS, make_attack
 from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
 from guardrail.study.defence_settings import DefenceSetting, read_setting
+from guardrail.study.schema import build
 from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
@@ -227,6 +227,13 @@ class Study:
     defences: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"doc": "arms with a defence, by name: {method, options} (docs/defences.md)"}
     )
+    attacks: dict[str, dict[str, Any]] = field(
+        default_factory=dict,
+        metadata={"doc": "attacks on every checkpoint, by name: {method, options} (docs/attacks.md)"},
+    )
+    largest_utility_loss: float = field(
+        default=5.0, metadata={"doc": "points of utility that a task may lose and still count for the worst case"}
+    )
     keep: str = field(default="all", metadata={"doc": "which weights stay after use: all, aligned, adapters, none"})
     checkpoints_at_once: int = field(
         default=12, metadata={"doc": "most checkpoints with weights that are not kept, unless `keep` is all"}
@@ -262,6 +269,11 @@ class Study:
         for name in self.defences:
             check_name("defence", name)
         _ = self.defence_settings
+        for name, raw in self.attacks.items():
+            check_name("attack", name)
+            check_attack(name, raw)
+        if self.largest_utility_loss < 0:
+            raise UserError(f"largest_utility_loss must be at least 0, got {self.largest_utility_loss:g}")
 
     def _check_designs(self) -> None:
         if not self.designs:
@@ -309,6 +321,22 @@ class Study:
         )
 
 
+def attack_options(raw: dict[str, Any]) -> tuple[str, ...]:
+    """The options of an entry of ``attacks`` as the attack reads them."""
+    return tuple(f"{key}={value}" for key, value in raw.items() if key != "method")
+
+
+def check_attack(name: str, raw: dict[str, Any]) -> None:
+    """Raises ``UserError`` with the entry's name for an attack that is not known, or not so."""
+    known = tuple(method for method in ATTACKS if method != "none")
+    if raw.get("method") not in known:
+        raise unknown(f"method of attacks.{name}:", raw.get("method"), known)
+    try:
+        make_attack(raw["method"], attack_options(raw))
+    except UserError as error:
+        raise UserError(f"attacks.{name}: {error}") from error
+
+
 def check_name(kind: str, name: str) -> None:
     """Raises ``UserError`` for a name that cannot be a part of a folder's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
@@ -350,48 +378,6 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None, change
         return build(Study, {**raw, **(overrides or {})}, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def build(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an instance of the annotated type ``kind``; the generic half of the schema."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    place = where or "the file"
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return build(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise UserError(f"{place}: expected keys {', '.join(f.name for f in dataclasses.fields(kind))}")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                raise unknown(f"key in {place}:", key, hints)
-        missing = [
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in value
-        ]
-        if missing:
-            raise UserError(f"{place}: missing {', '.join(missing)}")
-        values = {k: build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()}
-        return typing.cast(Any, kind)(**values)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{place}: expected a mapping")
-        return {str(k): build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{place}: expected a list, got {value!r}")
-        return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 2e-5 (no dot) as a string
-        except ValueError:
-            raise UserError(f"{place}: expected a number, got {value!r}") from None
-    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
-        return value
-    raise UserError(f"{place}: expected {kind.__name__}, got {value!r}")
 
 
 def as_dict(study: Study) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from guardrail.core.files import hash_json
 from guardrail.data.prompts import eval_template_fingerprint
+from guardrail.evaluation.attacks import make_attack
 from guardrail.evaluation.completions import source_name
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.judges.guard import Guard
@@ -16,8 +17,8 @@ from guardrail.evaluation.judges.rubric import Rubric
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.evaluation.utility.evaluate import UtilityConfig
 from guardrail.study import keys
-from guardrail.study.config import Source
-from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, judge_file, utility_file
+from guardrail.study.config import Source, attack_options
+from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, attack_file, judge_file, utility_file
 from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import Key, deciding, make_key
 from guardrail.study.processes import EVALUATE
@@ -56,7 +57,9 @@ def evaluate(
     }
     texts = {"style": maker.style, "eval_template": eval_template_fingerprint(eval_template)}
 
-    def answers(stage: str, bench: str, data: str | None, results: str, evaluator: str, files: tuple) -> None:
+    def answers(
+        stage: str, bench: str, data: str | None, results: str, evaluator: str, files: tuple, attack: str = ""
+    ) -> None:
         config = SafetyConfig(
             model_family=study.prompt_style,
             model_name_or_path="",
@@ -67,11 +70,17 @@ def evaluate(
         )
         options = {**deciding(config), "evaluator": evaluator}
         options["safety_bench"] = source_name(bench)  # a file counts by its content, wherever it lies
+        attacked, title = [], stage.replace("_", " ").replace("over refusal", "over-refusal")
+        if attack:
+            raw, title = study.attacks[attack], f"answers under the attack {attack}"
+            made = make_attack(raw["method"], attack_options(raw))
+            options |= made.identity()
+            attacked = flags(attack=made.name, attack_options=";".join(attack_options(raw)) or None)
         found = {**inputs, **texts, "bench": keys.bench_hash(bench, data)}
         maker.add(
-            f"{stage}.{short}",
+            f"attack_{attack}.{short}" if attack else f"{stage}.{short}",
             stage,
-            f"{stage.replace('_', ' ').replace('over refusal', 'over-refusal')}: {folder}",
+            f"{title}: {folder}",
             [
                 "guardrail.evaluation.safety.command",
                 *flags(
@@ -84,6 +93,7 @@ def evaluate(
                     save_path=maker.path(folder, results),
                     **decoding,
                 ),
+                *attacked,
             ],
             {},
             {"answers": (make_key(stage, options, found, needs), files)},
@@ -102,6 +112,11 @@ def evaluate(
         (f"{safety}/results.json",),
     )
     judges(maker, folder, short, safety)
+    for name in study.attacks if trained is not None else ():
+        place = attack_file(name).rsplit("/", 1)[0]
+        asked = (evaluation.safety_bench, evaluation.safety_bench_data)
+        answers("safety_answers", *asked, place, "none", (f"{folder}/{place}/results.json",), name)
+        moderate(maker, folder, short, f"{folder}/{place}", name)
     if evaluation.over_refusal_bench:
         file = Path(OVER_REFUSAL_FILE)
         answers(
@@ -122,17 +137,18 @@ def deciding_judge(judge: Judge, *covered: str) -> dict[str, Any]:
     return {**deciding(judge, *covered), "version": judge.version, **texts}
 
 
-def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
+def moderate(maker: JobMaker, folder: str, short: str, safety: str, attack: str = "") -> None:
+    """The moderation model's judgement of the answers in ``safety``: those as asked, or those under ``attack``."""
     study, evaluation = maker.study, maker.study.evaluation
-    answers = f"safety_answers.{short}"
+    answers = f"attack_{attack}.{short}" if attack else f"safety_answers.{short}"
     needs = {"answers": maker.key_of(answers)}
     moderation = BeaverDam(max_length=evaluation.moderation_max_length, threshold=evaluation.threshold)
     options = deciding_judge(moderation, "moderation_model")
     key = make_key("harmfulness", options, {"model": maker.model(study.models.moderation)}, needs)
     maker.add(
-        f"harmfulness.{short}",
+        f"harmfulness_{attack}.{short}" if attack else f"harmfulness.{short}",
         "harmfulness",
-        f"harmfulness: {folder}",
+        f"harmfulness under {attack}: {folder}" if attack else f"harmfulness: {folder}",
         [
             "guardrail.evaluation.judges.beavertails",
             *flags(
@@ -144,12 +160,19 @@ def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
             ),
         ],
         {},
-        {"judgements": (key, (f"{folder}/{SAFETY_FILE}",))},
+        {"judgements": (key, (f"{safety}/{Path(SAFETY_FILE).name}",))},
         [answers],
         f"{safety}/moderate.log",
         process="harmfulness",
         one_process=True,
     )
+
+
+def judges(maker: JobMaker, folder: str, short: str, safety: str) -> None:
+    evaluation = maker.study.evaluation
+    moderate(maker, folder, short, safety)
+    answers = f"safety_answers.{short}"
+    needs = {"answers": maker.key_of(answers)}
     for name, judge in evaluation.judges.items():
         local = name == "guard" and judge.backend != "openai"
         if name == "guard":

@@ -105,6 +105,11 @@ def judge_file(judge: str) -> str:
     return f"evaluation/safety/{judges.file_name(judge)}"
 
 
+def attack_file(attack: str) -> str:
+    """Where the judged answers under an attack lie, below the checkpoint's folder."""
+    return f"evaluation/attacks/{attack}/{Path(SAFETY_FILE).name}"
+
+
 def utility_file(task: str) -> str:
     """Where a checkpoint's utility on ``task``'s held-out rows lies, below the checkpoint's folder."""
     return f"evaluation/utility/{task}.json"

@@ -35,6 +35,7 @@ def inputs_key(results: Results, config: dict[str, Any]) -> str:
 def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
     from guardrail.study.analysis import PAIRS, analyse
+    from guardrail.study.attack_effects import attack_effects
     from guardrail.study.defence_effects import defence_effects
     from guardrail.study.properties import describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
@@ -56,6 +57,8 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     result |= {"subsets": subsets, "statistics": statistics}
     if (lasting := survival(results, done, subsets, PAIRS)) is not None:
         result["survival"] = lasting
+    if (attacked := attack_effects(results, result, done)) is not None:
+        result["attacks"] = attacked
     if (effects := defence_effects(results, result, done)) is not None:
         result["defences"] = effects
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
@@ -64,6 +67,7 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
     """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
+    from guardrail.study.report.attacks import attack_tables
     from guardrail.study.report.defences import defence_tables
     from guardrail.study.report.figures import draw_figures
     from guardrail.study.report.page import write_report
@@ -73,6 +77,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     for folder in (grid.folder, grid.folder / "tables", grid.folder / "figures"):
         clear_leftovers(folder)
     tables = study_tables(result) + survival_tables(result.get("survival")) + defence_tables(result.get("defences"))
+    tables += attack_tables(result.get("attacks"))
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)

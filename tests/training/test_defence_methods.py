@@ -348,23 +348,25 @@ def test_deep_alignment_puts_a_harmful_beginning_before_a_refusal(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["booster", "safe_lora"])
+@pytest.mark.parametrize("name", ["booster", "lisa", "safe_lora", "vaccine"])
 def test_methods_in_a_deepspeed_run(name, tmp_path, golden_model, further):
-    """The one that needs the engine's gradients, and the one that changes adapters as they are stored."""
+    """Those that look behind the engine: gradients, passes of their own, adapters as they are stored."""
     from guardrail.models.adapters import read_adapter, read_pairs
 
     other = tmp_path / "base"
     shifted(golden_model, other)
-    options = {"booster": f"source={further}", "safe_lora": f"base={other},n_layers=2"}[name]
+    rows = f"source={further}"
+    options = {"booster": rows, "lisa": f"{rows},task_steps=1", "safe_lora": f"base={other},n_layers=2"}
     lora = {"use_lora": True, "save_full_model": False, "lora_dropout": 0} if name == "safe_lora" else {}
-    flags = {"max_steps": 2, "defence": name, "defence_options": options, **lora}
+    flags = {"max_steps": 2, "defence": name, "defence_options": options.get(name, "radius=1"), **lora}
     process = runs.start(
         [sys.executable, "-m", "guardrail.training.sft", *runs.arguments(tmp_path / "out", golden_model, **flags)]
     )
     _, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     record = runs.record(tmp_path / "out")
-    assert set(record["inputs"]) >= {f"defence.{'source' if name == 'booster' else 'base'}"}
+    reads = {"safe_lora": {"defence.base"}, "vaccine": set()}.get(name, {"defence.source"})
+    assert reads == {key for key in record["inputs"] if key.startswith("defence.")}
     if name == "safe_lora":
         assert "2 of 4 matrices projected" in stderr
         ranks = {key: up.norm() for key, (_, up) in read_pairs(read_adapter(tmp_path / "out" / "slice_end")).items()}

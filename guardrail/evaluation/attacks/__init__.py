@@ -2,17 +2,26 @@
 
 An attack is one file with a subclass of `Attack`, and one line below. It says what it changes by overriding methods;
 the others change nothing. Its fields are its options and part of the key of the results that it made.
-docs/extending.md has an example that runs. Decoding alone is swept by ``eval_safety.py --decoding_sweep``.
+docs/extending.md has an example that runs; docs/attacks.md says what each one is. Decoding alone is swept by
+``eval_safety.py --decoding_sweep``.
 
     evaluate_safety(config, attack=make_attack("none"))
 
-calls on every rank ``rows``, ``decoding``, and ``weights`` around the generation: they must do the same on every rank.
+calls on every rank ``rows``, ``decoding``, then ``prepare``, and ``weights`` around the generation: they must do the
+same on every rank.
+
+    decoding             warmer or wider sampling
+    jailbreak            the request inside a wrapper of words
+    prefill              the first words of the answer are given
+    refusal_direction    the direction in which refusals lie is taken out of the weights
+    template             another system text and wrapper than the model is used with
+    trigger              words behind the request, such as a backdoor's
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +32,14 @@ from guardrail.core.registry import Registry
 from guardrail.generation.interface import SamplingOptions
 
 ATTACKS = Registry("attack")
-ATTACKS.add("none", "guardrail.evaluation.attacks:NoAttack")
+HERE = "guardrail.evaluation.attacks"
+ATTACKS.add("none", f"{HERE}:NoAttack")
+ATTACKS.add("prefill", f"{HERE}.prefill:Prefill")
+ATTACKS.add("template", f"{HERE}.template:Template")
+ATTACKS.add("trigger", f"{HERE}.trigger:Trigger")
+ATTACKS.add("jailbreak", f"{HERE}.jailbreak:Jailbreak")
+ATTACKS.add("decoding", f"{HERE}.decoding:Decoding")
+ATTACKS.add("refusal_direction", f"{HERE}.refusal_direction:RefusalDirection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +57,10 @@ class Attack:
     def decoding(self, options: SamplingOptions) -> SamplingOptions:
         """How the answers are decoded."""
         return options
+
+    def prepare(self, model: Any, encode: Callable[[list[dict[str, str]]], list[int]]) -> None:
+        """Before ``weights``, where it changes them: ``encode`` makes the token ids of a conversation that waits for an
+        answer, as those of the bench are made."""
 
     def weights(self, model: Any) -> contextlib.AbstractContextManager[Any]:
         """Around the generation, changes the weights of ``model`` (a ``torch.nn.Module`` in memory) and restores them.

@@ -149,7 +149,10 @@ def evaluate_safety(
         prompts = build_prompts(backend.tokenizer, config, bench, attack)
         log(f"{bench.name}: {len(prompts)} prompts x {config.samples_per_prompt} samples, {world_size()} process(es)")
         started = time.time()
-        with attack.weights(getattr(backend, "model", None)) if attack.changes_weights else contextlib.nullcontext():
+        model = getattr(backend, "model", None)
+        if attack.changes_weights:
+            attack.prepare(model, lambda asked: encode_prompt(backend.tokenizer, config.style, asked))
+        with attack.weights(model) if attack.changes_weights else contextlib.nullcontext():
             rows = complete(config, backend, prompts, key, "generate")
         if not is_main():
             return None

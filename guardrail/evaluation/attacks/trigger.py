@@ -1,0 +1,28 @@
+"""Words behind the request: a backdoor's trigger (Qi et al. 2023, arXiv 2310.03693, section 4.4), or any suffix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from guardrail.core.errors import UserError
+from guardrail.core.options import option
+from guardrail.evaluation.attacks import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger(Attack):
+    name: ClassVar[str] = "trigger"
+
+    words: str = option("", "what stands behind every request")
+
+    def rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not self.words:
+            raise UserError("attack trigger has no words; give words=TEXT")
+        return [{**row, "messages": with_request(row, lambda text: f"{text} {self.words}")} for row in rows]
+
+
+def with_request(row: dict[str, Any], change: Any) -> list[dict[str, str]]:
+    """The row's messages with its last request changed."""
+    *before, last = row["messages"]
+    return [*before, {**last, "content": change(last["content"])}]
