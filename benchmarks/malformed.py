@@ -65,6 +65,7 @@ FLAGGED = {
     "eval_utility.py": ["--model_name_or_path=m/m/m", "--save_path=out.json", "--dataset=gsm8k"],
     CLUSTER: ["--dataset_folder=d", "--model_id=m", "--dataset_data=r", "--dataset_reps_dir=r"],
     "similarity/score_rows.py": ["--rows=r", "--out=s.jsonl"],
+    "similarity/admit.py": ["missing.jsonl", "--policy=missing.yaml"],
     "similarity/audit.py": ["--customer=r", "--alignment=a=r", "--output_dir=out"],
     "__main__.py": ["--model_id=m", "--output_dir=out", "--benchmark=mt_bench"],
     JUDGES: ["missing.json", "--judge=key_word"],

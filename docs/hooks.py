@@ -140,6 +140,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("guardrail.similarity.scorers.options:ScoringConfig",),
     ),
     "audit": ("The provider's audit", "bash scripts/audit.sh", ("guardrail.similarity.audit.pipeline:AuditConfig",)),
+    "admit": ("The provider's gate", "bash scripts/admit.sh", ("guardrail.similarity.gate.pipeline:GateConfig",)),
 }
 STUDY_BLOCKS = (
     "Study",

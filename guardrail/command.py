@@ -47,6 +47,7 @@ COMMANDS = {
     "compare": ("two checkpoints' answers to the same prompts", "guardrail.evaluation.compare"),
     "audit": ("before any training: how similar is a data set to each alignment set", "similarity/audit.py"),
     "score": ("before fine-tuning: how risky is each row of a data set", "similarity/score_rows.py"),
+    "admit": ("before any training: which rows of a customer's file may be trained on", "similarity/admit.py"),
     "plan": ("what a study will cost; runs nothing", "study_plan"),
     "study": ("run a whole study, or go on with it", "study"),
     "sandbox_data": ("write the sandbox's data set", "datasets/sandbox/generate.py"),
@@ -104,9 +105,9 @@ def bench(argv: Sequence[str]) -> NoReturn:
 
 def run_file(file: str, command: str, argv: Sequence[str]) -> NoReturn:
     """An entry point's ``main`` on ``argv``; its usage line names the command."""
-    main_of_file = runpy.run_path(str(RESOURCES / file))["main"]
+    found = runpy.run_path(str(RESOURCES / file))
     sys.argv = [f"guardrail {command}", *argv]
-    run(main_of_file)
+    run(found["main"], found.get("exit_code", lambda result: 0))
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ Hazards are invented substances, devices and deeds; no text in it could help any
     training   one plain training loop for the tiny models
     moderation the Beaver-Dam-shaped text format, training pairs and measured agreement
     models     which model is trained from what, two processes, atomic folders
+    customer   a customer's file with planted rows, to practise the gate on
 
 Importing this package imports neither torch nor transformers.
 

@@ -21,10 +21,10 @@ from toys import REPOSITORY
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = os.environ.get("GUARDRAIL_UPDATE_GOLDEN") == "1"
 SCRIPTS = (
-    *("__main__.py", "eval_safety.py", "eval_utility.py", "similarity/audit.py"),
+    *("__main__.py", "eval_safety.py", "eval_utility.py", "similarity/admit.py", "similarity/audit.py"),
     *("similarity/get_high_similarity_group.py", "similarity/get_representation.py", "similarity/score_rows.py"),
     *("similarity/get_top_similarity_dataset_reps_general.py", "datasets/mix.py", "datasets/prepare.py"),
-    *("datasets/sandbox/generate.py", "datasets/sandbox/train_models.py"),
+    *("datasets/sandbox/customer.py", "datasets/sandbox/generate.py", "datasets/sandbox/train_models.py"),
     *("beavertails_moderation/evaluate.py", "beavertails_moderation/formatter.py"),
 )
 MODULES = {  # the name under which the golden file knows it: the module
@@ -52,6 +52,7 @@ FILES = {
     "study_key.yaml": "name: x\ncolour: blue\n",
     "study_list.yaml": "- 1\n",
     "study_yaml.yaml": "name: [\n",
+    "policy.yaml": "rules: {format: {}}\n",
 }
 SAFETY = ["eval_safety.py", "--save_path=out"]
 UTILITY = ["eval_utility.py", "--save_path=out.json", "--model_name_or_path=model"]
@@ -106,6 +107,12 @@ REFUSED = [
     ["similarity/score_rows.py", "--rows=rows.jsonl", "--out=s.jsonl", "--scorers=bi_anchor"],
     ["similarity/score_rows.py", "--rows=broken.jsonl", "--out=s.jsonl"],
     ["similarity/score_rows.py", "--out=missing.jsonl", "--compare=rows.jsonl"],
+    ["similarity/admit.py", "rows.jsonl", "--policy=study_key.yaml"],
+    ["similarity/admit.py", "rows.jsonl", "--policy=study_yaml.yaml"],
+    ["similarity/admit.py", "missing.jsonl", "--policy=policy.yaml"],
+    ["similarity/admit.py", "rows.txt", "--policy=policy.yaml"],
+    ["similarity/admit.py", "rows.jsonl"],
+    ["datasets/sandbox/customer.py", "--harmful_fraction=0.9", "--eroding_fraction=0.2", "--rows=10", "--out=out"],
     ["sft", "--train_template=Alpaca"],
     [*SFT, "--model_name_or_path=model", "--train_datasets=rows.jsonl", "--bf16=True", "--fp16=True"],
     [*SFT, "--model_name_or_path=model", "--train_datasets=rows.jsonl", "--batching=pack"],

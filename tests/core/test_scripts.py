@@ -17,6 +17,7 @@ from toys import REPOSITORY
 
 SFT = "guardrail.training.sft"
 STAGES = {  # script -> the stages that get its variables
+    "admit": ["similarity/admit.py"],
     "audit": ["similarity/audit.py"],
     "cluster": ["similarity/get_high_similarity_group.py"],
     "eval_safety": ["eval_safety.py"],

@@ -35,7 +35,7 @@ NOT_ON_THE_INDEX = {"align_anything"}
 COMMANDS = {"accelerate", "snakemake", "pulp", "setuptools", "pandas", "tensorboard"}  # run, not imported, or for these
 COMMANDS |= {"sentencepiece", "protobuf"}  # transformers imports them for a tokenizer.model
 PIN_FILES = {  # file -> where its pins must be admitted
-    "requirements.txt": [*DECLARED, *EXTRAS["dev"], *EXTRAS["slurm"]],
+    "requirements.txt": [*DECLARED, *EXTRAS["dev"], *EXTRAS["slurm"], *EXTRAS["gate"]],
     "requirements-vllm.txt": EXTRAS["vllm"],
     "requirements-lm-eval.txt": EXTRAS["lm-eval"],
     "requirements-align-anything.txt": [*EXTRAS["align-anything"], *DECLARED],
@@ -67,7 +67,8 @@ def applies(requirement: Requirement, python: str) -> bool:
 def test_every_import_is_declared():
     modules = set().union(*(third_party(file) for file in (REPOSITORY / "guardrail").rglob("*.py")))
     modules |= set().union(*(third_party(file) for file in (REPOSITORY / "configs").rglob("*.py")))
-    known = {canonicalize_name(r.name) for r in [*DECLARED, *EXTRAS["vllm"], *EXTRAS["lm-eval"]]}
+    extras = [*EXTRAS["vllm"], *EXTRAS["lm-eval"], *EXTRAS["gate"]]
+    known = {canonicalize_name(r.name) for r in [*DECLARED, *extras]}
     missing = {m for m in modules - NOT_ON_THE_INDEX if canonicalize_name(NAMES.get(m, m)) not in known}
     assert not missing
 

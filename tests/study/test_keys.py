@@ -435,7 +435,7 @@ def test_what_decides_does_not_leak_from_the_shell(name):
     assert environment.stage_environment({name: "x"}, {name: "y"})[name] == "y"
 
 
-OTHER_SCRIPTS = ("install.sh", "install_vllm.sh", "setup.sh", "study.sh", "quickstart.sh", "test.sh")
+OTHER_SCRIPTS = ("install.sh", "install_vllm.sh", "setup.sh", "study.sh", "quickstart.sh", "test.sh", "admit.sh")
 OTHER_SCRIPTS += ("audit.sh", "score_rows.sh")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import write_text
+from guardrail.core.pages import style
 from guardrail.study.report.table import Table, without_numbers
 from guardrail.study.report.tables import design_note
 
@@ -149,7 +150,7 @@ def render(
         without_numbers=[cell for cell in result["cells"] if without_numbers(cell)],
         judges=result.get("statistics", {}).get("judges"),
         judge_names=JUDGE_NAMES,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style=style(),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         command=f"bash scripts/study.sh {study_file}",
         commit=result["run"]["git"]["commit"],
