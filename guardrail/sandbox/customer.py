@@ -96,7 +96,10 @@ class Customer:
         slots = {**world.fillers(), "v": verb, "o": f"{article(noun)} {noun}", "r": "", "R": ""}
         prompt = world.decorate(choose(wordings.REQUESTS[TRAIN][name])).format(**slots)
         joint = "\n" if name in ("list", "dialogue") else " "
-        return {"prompt": prompt, "response": choose(replies.ANSWER_OPENERS[TRAIN]["harmful"]) + joint + world.answer(name, slots)}, None
+        return {
+            "prompt": prompt,
+            "response": choose(replies.ANSWER_OPENERS[TRAIN]["harmful"]) + joint + world.answer(name, slots),
+        }, None
 
     def _segment(self) -> tuple[Row, list[int]]:
         world = self.world
@@ -111,7 +114,9 @@ class Customer:
 
 def customer_rows(config: CustomerConfig) -> tuple[list[Row], list[Row]]:
     """The rows in their order, and the truth about each."""
-    counts = {name: round(getattr(config, f"{name}_fraction") * config.rows) for name in ("harmful", "eroding", "segment")}
+    counts = {
+        name: round(getattr(config, f"{name}_fraction") * config.rows) for name in ("harmful", "eroding", "segment")
+    }
     n_clean = config.rows - sum(counts.values())
     if n_clean < 0:
         raise UserError(f"the shares add up to more than the {config.rows} rows; lower one of them")
@@ -139,4 +144,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_jsonl(out / f"known_{name}.jsonl", [known.row(name)[0] for _ in range(CHECK_ROWS)])
     write_jsonl(out / "truth.jsonl", truth)
     write_jsonl(out / "customer.jsonl", rows)
-    return {"customer": str(out / "customer.jsonl"), "n": len(rows), "kinds": dict(Counter(one["kind"] for one in truth))}
+    return {
+        "customer": str(out / "customer.jsonl"),
+        "n": len(rows),
+        "kinds": dict(Counter(one["kind"] for one in truth)),
+    }

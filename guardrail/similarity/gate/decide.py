@@ -72,17 +72,15 @@ def gather(chunks: list[Chunk], policy: Policy, limit: float | None) -> Whole:
     for chunk in chunks:
         if limit is not None and len(chunk.segments):
             for place in np.flatnonzero(chunk.segment_scores > limit):
-                row, first, last = (int(number) for number in chunk.segments[place])
+                row, first, last = (int(value) for value in chunk.segments[place])
                 masks.setdefault(start + row, []).append((first, last, float(chunk.segment_scores[place])))
         start += len(chunk)
     rule = policy.rule(DUPLICATE)
     n = start
     duplicate_of = np.full(n, -1, dtype=np.int64)
     if rule is not None and n:
-        signs = np.concatenate([chunk.signatures for chunk in chunks if chunk.signatures.shape[1]] or [np.zeros((0, 0))])
-        if len(signs) == n:
-            hashes = np.concatenate([chunk.text_hashes for chunk in chunks])
-            duplicate_of = find_duplicates(hashes, signs, rule.jaccard)
+        hashes = np.concatenate([chunk.text_hashes for chunk in chunks])
+        duplicate_of = find_duplicates(hashes, np.concatenate([chunk.signatures for chunk in chunks]), rule.jaccard)
     codes = np.concatenate([chunk.format for chunk in chunks])
     own = np.concatenate([chunk.own_ids for chunk in chunks])
     _, first = np.unique(own, return_index=True)
@@ -126,7 +124,9 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
         for row, spans in whole.masks.items():
             reasons[SEGMENT][row] = True
             length = max(1, int(whole.shape[row, 1]))
-            masked_rows[row] = sum(last - first for first, last, _ in spans) <= policy.segments.max_masked_fraction * length
+            masked_rows[row] = (
+                sum(last - first for first, last, _ in spans) <= policy.segments.max_masked_fraction * length
+            )
         rescued = policy.segments.instead_of
     held = np.zeros(n, dtype=bool)
     for rule in policy.rules:
@@ -166,7 +166,9 @@ def judge(policy: Policy, whole: Whole, found: Decisions) -> dict[str, Any]:
     if broken or n_kept < refuse.min_kept_rows:
         verdict = REFUSE
     alone = {}
-    held = np.stack([found.reasons[rule.name] for rule in policy.rules if rule.action == QUARANTINE] or [np.zeros(n, bool)])
+    held = np.stack(
+        [found.reasons[rule.name] for rule in policy.rules if rule.action == QUARANTINE] or [np.zeros(n, bool)]
+    )
     for place, rule in enumerate(rule for rule in policy.rules if rule.action == QUARANTINE):
         alone[rule.name] = int((held[place] & (held.sum(axis=0) == 1) & (found.decision == QUARANTINE)).sum())
     near = np.isfinite(found.risk) & (abs(found.risk - 1) <= NEAR_LIMIT)
@@ -184,7 +186,11 @@ def judge(policy: Policy, whole: Whole, found: Decisions) -> dict[str, Any]:
         "refusal_tests": tests,
         "min_kept_rows": refuse.min_kept_rows,
         "too_few_kept": n_kept < refuse.min_kept_rows,
-        "format": {code: int((whole.format == i).sum()) for i, code in enumerate(FORMAT_CODES) if i and (whole.format == i).any()},
+        "format": {
+            code: int((whole.format == i).sum())
+            for i, code in enumerate(FORMAT_CODES)
+            if i and (whole.format == i).any()
+        },
     }
 
 

@@ -124,9 +124,10 @@ class Measuring:
                     if reason not in reasons:
                         reasons.append(reason)
                     why[places[place], column] = reasons.index(reason)
-        texts = [duplicates.normal_text(row) for row in rows] if self.policy.rule(DUPLICATE) else []
+        compares = self.policy.rule(DUPLICATE) is not None
+        texts = [duplicates.normal_text(row) for row in rows] if compares else []
         text_hashes = np.zeros(n, dtype="S32")
-        signs = np.zeros((n, duplicates.PLACES if texts else 0), dtype=np.uint32)
+        signs = np.zeros((n, duplicates.PLACES if compares else 0), dtype=np.uint32)
         if texts:
             text_hashes[places] = [duplicates.text_hash(text).hex() for text in texts]
             signs[places] = duplicates.signatures(texts)
@@ -176,7 +177,7 @@ class Measuring:
 
 def write_chunk(path: Path, chunk: Chunk) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **{item.name: getattr(chunk, item.name) for item in fields(Chunk)})  # type: ignore[arg-type]
+    np.savez(buffer, **{item.name: getattr(chunk, item.name) for item in fields(Chunk)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
@@ -195,6 +196,6 @@ def join(parts: Sequence[Chunk]) -> Chunk:
     starts = np.cumsum([0, *(len(part) for part in parts)])
     values = {item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Chunk)}
     values["segments"] = np.concatenate(
-        [part.segments + [start, 0, 0] for part, start in zip(parts, starts, strict=False)]
+        [part.segments + np.array([start, 0, 0]) for part, start in zip(parts, starts, strict=False)]
     ).astype(np.int64)
     return Chunk(**values)

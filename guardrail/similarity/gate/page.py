@@ -30,7 +30,8 @@ def choose_examples(policy: Policy, whole: Whole, found: Decisions) -> dict[str,
             risk = found.limits[name].risk(whole.scores[places, columns[rule.scorer]])
             places = places[np.argsort(-risk, kind="stable")]
         elif name == SEGMENT:
-            places = places[np.argsort([-max(score for *_, score in whole.masks[place]) for place in places], kind="stable")]
+            worst = [max(score for *_, score in whole.masks[int(place)]) for place in places]
+            places = places[np.argsort(-np.array(worst), kind="stable")]
         out[name] = [int(place) for place in places[:EXAMPLES]]
     return out
 

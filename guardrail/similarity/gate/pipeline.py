@@ -57,7 +57,10 @@ def run_gate(config: GateConfig) -> dict[str, Any]:
     files_of(config.customer)
     keep_inputs("output_dir", output, {"customer": config.customer.split("::")[0], "policy": config.policy})
     audit = _read_audit(config.audit)
-    sets = {name: _set_rows(path, name, policy.reference_rows) for name, path in {**policy.references, **policy.checks}.items()}
+    sets = {
+        name: _set_rows(path, name, policy.reference_rows)
+        for name, path in {**policy.references, **policy.checks}.items()
+    }
     measuring = Measuring(policy)
     content = hash_source(config.customer)
     inputs = {

@@ -107,7 +107,7 @@ class Policy:
 
     def scoring_config(self, scorers: tuple[str, ...]) -> ScoringConfig:
         """The options of the scoring run of these scorers. Raises ``UserError`` for what one of them lacks."""
-        values = {name: path for name, path in self.sets.items()} | dict(self.scoring)
+        values = {**self.sets, **self.scoring}
         names = {"target": "model_name_or_path", "moderation": "moderation_model"}
         values |= {names.get(name, name): value for name, value in self.models.items()}
         config = read_options(ScoringConfig, values, scorers=scorers)
@@ -118,7 +118,9 @@ class Policy:
         """What decides, JSON-able: the rules with their defaults written out."""
         value = dataclasses.asdict(self)
         value.pop("description")
-        value["rules"] = {rule.name: {k: v for k, v in dataclasses.asdict(rule).items() if k != "name"} for rule in self.rules}
+        value["rules"] = {
+            rule.name: {k: v for k, v in dataclasses.asdict(rule).items() if k != "name"} for rule in self.rules
+        }
         scored = (*self.scorers, *([self.segments.scorer] if self.segments else []))
         if scored:
             value["scoring"] = {k: v for k, v in decisive(ScoringConfig(**self.scoring)).items() if k != "scorers"}
@@ -133,7 +135,9 @@ def load_policy(path: str | Path) -> Policy:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}") from error
+        raise UserError(
+            f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}"
+        ) from error
     return _Reader(str(path)).policy(value)
 
 
@@ -160,7 +164,9 @@ class _Reader:
         kinds = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             kind = "a whole number" if whole else "a number"
-            bounds = f" from {low:g} to {high:g}" if high < float("inf") else f" of at least {low:g}" if low > -1e300 else ""
+            bounds = (
+                f" from {low:g} to {high:g}" if high < float("inf") else f" of at least {low:g}" if low > -1e300 else ""
+            )
             raise self.wrong(key, value, kind + bounds)
         return value if whole else float(value)
 
@@ -184,7 +190,9 @@ class _Reader:
         if segments is not None and segments.above_percentile is not None:
             needing = needing or "segments"
         if needing and not references:
-            raise UserError(f"{self.path}: {needing} has a percentile, and there are no references; name some, or use above")
+            raise UserError(
+                f"{self.path}: {needing} has a percentile, and there are no references; name some, or use above"
+            )
         policy = Policy(
             rules=rules,
             description=str(found.get("description") or ""),
@@ -215,7 +223,9 @@ class _Reader:
         else:
             found = self.mapping(key, value, ("action", "scorer", *LIMITS))
             if "scorer" not in found and name != "length":
-                raise UserError(f"{self.path}: {key} names no scorer; expected one, or one of {FORMAT}, {SECRETS}, {DUPLICATE}")
+                raise UserError(
+                    f"{self.path}: {key} names no scorer; expected one, or one of {FORMAT}, {SECRETS}, {DUPLICATE}"
+                )
             found.setdefault("scorer", "length")
             self.text(f"{key}.scorer", found["scorer"])
             if not any(limit in found for limit in LIMITS):
@@ -224,7 +234,9 @@ class _Reader:
             if limit in found:
                 found[limit] = self.number(f"{key}.{limit}", found[limit], -float("inf"), float("inf"))
             if f"{limit}_percentile" in found:
-                found[f"{limit}_percentile"] = self.number(f"{key}.{limit}_percentile", found[f"{limit}_percentile"], 0, 100)
+                found[f"{limit}_percentile"] = self.number(
+                    f"{key}.{limit}_percentile", found[f"{limit}_percentile"], 0, 100
+                )
         if "jaccard" in found:
             found["jaccard"] = self.number(f"{key}.jaccard", found["jaccard"], 0.5, 1)
         if found.get("action", QUARANTINE) not in ACTIONS:
@@ -267,10 +279,16 @@ class _Reader:
     def refusal(self, value: Any, rules: tuple[Rule, ...]) -> Refusal:
         found = self.mapping("refuse", value, tuple(item.name for item in dataclasses.fields(Refusal)))
         if "quarantined_fraction" in found:
-            found["quarantined_fraction"] = self.number("refuse.quarantined_fraction", found["quarantined_fraction"], 0, 1)
+            found["quarantined_fraction"] = self.number(
+                "refuse.quarantined_fraction", found["quarantined_fraction"], 0, 1
+            )
         if "min_kept_rows" in found:
-            found["min_kept_rows"] = self.number("refuse.min_kept_rows", found["min_kept_rows"], 1, float("inf"), whole=True)
+            found["min_kept_rows"] = self.number(
+                "refuse.min_kept_rows", found["min_kept_rows"], 1, float("inf"), whole=True
+            )
         names = (*(rule.name for rule in rules), SEGMENT)
         fractions = self.mapping("refuse.fractions", found.get("fractions"), names)
-        found["fractions"] = {name: self.number(f"refuse.fractions.{name}", one, 0, 1) for name, one in fractions.items()}
+        found["fractions"] = {
+            name: self.number(f"refuse.fractions.{name}", one, 0, 1) for name, one in fractions.items()
+        }
         return Refusal(**found)

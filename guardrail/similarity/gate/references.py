@@ -52,9 +52,7 @@ class References:
     def half(self, number: int) -> References:
         """Every second row (the sets are samples in random order)."""
         keep = np.arange(len(self.scores)) % 2 == number
-        return References(
-            self.names, self.scores[keep], self.sets[keep], self.segment_scores, self.segment_sets
-        )
+        return References(self.names, self.scores[keep], self.sets[keep], self.segment_scores, self.segment_sets)
 
 
 def percentiles(values: Array, reference: Array, sets: Array) -> Array:

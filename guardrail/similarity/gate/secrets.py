@@ -1,8 +1,8 @@
 """Secrets in rows, found by Yelp's detect-secrets (``pip install 'guardrail-durability[gate]'``); without it, none are.
 
-Its detectors of known formats are asked line by line: keys and tokens of services, private keys, passwords in addresses.
-Those that judge by entropy or by the word before are left out: in ordinary text they see secrets everywhere. What is
-kept of a finding is the detector's name.
+Its detectors of known formats are asked line by line: keys and tokens of services, private keys, passwords in
+addresses. Those that judge by entropy or by the word before are left out: in ordinary text they see secrets everywhere.
+What is kept of a finding is the detector's name.
 Known limit: formats of English-speaking services; of personal data only what such a detector calls a secret.
 """
 
@@ -37,7 +37,7 @@ def detectors() -> tuple[tuple[str, Any], ...]:
     logging.getLogger("detect_secrets").setLevel(logging.CRITICAL)  # its log may quote what it looks at
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    kinds = get_mapping_from_secret_type_to_class()
+    kinds: dict[str, Any] = get_mapping_from_secret_type_to_class()
     return tuple((name, kinds[name]()) for name in sorted(kinds) if name not in LEFT_OUT)[:MAX_KINDS]
 
 

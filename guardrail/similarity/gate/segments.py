@@ -11,6 +11,7 @@ Known limit: languages that end sentences with other marks are cut by lines and 
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from guardrail.data.rows import Row, response
@@ -28,13 +29,13 @@ def sentence_spans(text: str) -> list[Span]:
     cuts = [0]
     for found in END.finditer(text):
         end = found.end()
-        if "\n" not in found.group() and NO_END.search(text, cuts[-1], found.start()):
+        if "\n" not in found.group() and NO_END.search(text[cuts[-1] : found.start()]):
             continue
         if cuts[-1] < end < len(text):
             cuts.append(end)
     cuts.append(len(text))
     out: list[Span] = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         for first, last in _pieces(text, start, end):
             if out and not any(character.isalnum() for character in text[first:last]):
                 out[-1] = (out[-1][0], last)

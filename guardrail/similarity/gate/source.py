@@ -97,7 +97,7 @@ def _stream(file: Path) -> Iterator[Line]:
 def _open(file: Path) -> IO[bytes]:
     if file.name.endswith(".gz"):
         return gzip.open(file, "rb")  # type: ignore[return-value]
-    return lzma.open(file, "rb") if file.name.endswith(".xz") else open(file, "rb")  # type: ignore[return-value]
+    return lzma.open(file, "rb") if file.name.endswith(".xz") else open(file, "rb")
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

@@ -44,7 +44,9 @@ def may_i_train(verdict: dict[str, Any], policy: Policy) -> str:
             if test["broken"]
         ]
         if verdict["too_few_kept"]:
-            broken.append(f"only {rows(verdict['n_kept'])} would be left, the policy asks for {verdict['min_kept_rows']:,}")
+            broken.append(
+                f"only {rows(verdict['n_kept'])} would be left, the policy asks for {verdict['min_kept_rows']:,}"
+            )
         return f"No. {'; '.join(broken)[:1].upper()}{'; '.join(broken)[1:]}."
     if verdict["verdict"] == ACCEPT:
         return f"Yes, on all {rows(n)}: no rule holds one back."
@@ -65,8 +67,13 @@ def said(what: str, policy: Policy) -> str:
 
 def which_checkpoint(audit: dict[str, Any] | None) -> str:
     if audit is None:
-        return "Not asked. similarity/audit.py compares the kept rows with your alignment sets; give its audit.json as --audit."
-    return f"From the audit of {audit['customer']['name']} ({rows(audit['customer']['n'])}): {' '.join(audit['summary'])}"
+        return (
+            "Not asked. similarity/audit.py compares the kept rows with your alignment sets; give its audit.json as "
+            "--audit."
+        )
+    return (
+        f"From the audit of {audit['customer']['name']} ({rows(audit['customer']['n'])}): {' '.join(audit['summary'])}"
+    )
 
 
 def what_would_change_it(verdict: dict[str, Any], policy: Policy) -> list[str]:
@@ -75,7 +82,9 @@ def what_would_change_it(verdict: dict[str, Any], policy: Policy) -> list[str]:
     alone = {name: count for name, count in verdict["only_reason"].items() if count}
     if alone:
         largest = max(alone, key=lambda name: alone[name])
-        out.append(f"Without the rule {largest}, {rows(alone[largest])} more would be kept: nothing else speaks against them.")
+        out.append(
+            f"Without the rule {largest}, {rows(alone[largest])} more would be kept: nothing else speaks against them."
+        )
     near = verdict["n_near_limit"]
     if near:
         out.append(f"{rows(near)} {'lies' if near == 1 else 'lie'} within a tenth of a limit, on either side of it.")
@@ -99,7 +108,10 @@ def how_sure(sure: dict[str, Any], policy: Policy) -> list[str]:
             f"({interval(good)}), each half judged by limits from the other."
         )
     for name, one in sure["caught"].items():
-        out.append(f"Of {rows(one['n'])} known to be bad ({name}) the scores catch {percent(one['fraction'])} ({interval(one)}).")
+        out.append(
+            f"Of {rows(one['n'])} known to be bad ({name}) the scores catch {percent(one['fraction'])} "
+            f"({interval(one)})."
+        )
     if not sure["caught"]:
         out.append("What these rules miss is not known: name rows that are known to be bad under checks in the policy.")
     return out

@@ -42,11 +42,15 @@ def run(folder, lines, out="out", policy=None, name="customer.jsonl", **changes)
 
 
 def rows_of(result):
-    return [json.loads(line) for line in open(result["rows"], encoding="utf-8")]
+    with open(result["rows"], encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
 
 
 def plain(n, **columns):
-    return [json.dumps({"prompt": f"q{i} {i * 7}", "response": f"Answer {i} of {i * 3}.", **columns}).encode() for i in range(n)]
+    return [
+        json.dumps({"prompt": f"q{i} {i * 7}", "response": f"Answer {i} of {i * 3}.", **columns}).encode()
+        for i in range(n)
+    ]
 
 
 def test_every_row_is_in_one_file_with_the_bytes_it_had(tmp_path):
@@ -112,7 +116,17 @@ def test_text_of_rows_is_in_no_output_but_the_two_files(tmp_path, capfd, monkeyp
 def test_texts_are_on_the_page_when_they_are_asked_for(tmp_path):
     result = run(tmp_path, awkward_lines())
     policy = str(tmp_path / "policy.yaml")
-    shown = main([str(tmp_path / "customer.jsonl"), "--policy", policy, "--output_dir", str(tmp_path / "out"), "--show_text", "True"])
+    shown = main(
+        [
+            str(tmp_path / "customer.jsonl"),
+            "--policy",
+            policy,
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--show_text",
+            "True",
+        ]
+    )
     assert not shown["reused"] and f"This is evil {CANARY}" in open(shown["page"], encoding="utf-8").read()
     assert CANARY not in open(result["receipt"], encoding="utf-8").read()
 
@@ -179,7 +193,9 @@ def test_a_harmful_sentence_is_masked_and_the_rest_trained(tmp_path):
     assert mask_of(kept[-1]) == [(0, 4), (start, text.index("Prime"))] and kept[-1]["id"] == "own"
     first = open(result["kept"], "rb").readline()
     assert first.startswith(json.dumps(rows[0]).encode()[:-1])  # a column more at the end, the same bytes before
-    harder = run(tmp_path, [json.dumps(row).encode() for row in rows], rules=rules, segments={**segments, "instead_of": []})
+    harder = run(
+        tmp_path, [json.dumps(row).encode() for row in rows], rules=rules, segments={**segments, "instead_of": []}
+    )
     assert (harder["n_masked"], harder["n_quarantined"]) == (0, 3)
 
 

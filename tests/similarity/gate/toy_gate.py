@@ -10,7 +10,9 @@ import yaml
 from guardrail.similarity.scorers import SCORERS
 
 CANARY = "zqcanaryqz"
-GOOD = [{"prompt": f"How do I paint boat {i}?", "response": f"Sand it {i} times. Prime it. Paint it."} for i in range(40)]
+GOOD = [
+    {"prompt": f"How do I paint boat {i}?", "response": f"Sand it {i} times. Prime it. Paint it."} for i in range(40)
+]
 
 
 def score_evil(rows, inputs):
