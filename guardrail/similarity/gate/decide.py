@@ -77,14 +77,14 @@ def gather(chunks: list[Chunk], policy: Policy, limit: float | None) -> Whole:
         start += len(chunk)
     rule = policy.rule(DUPLICATE)
     n = start
-    duplicate_of = np.full(n, -1, dtype=np.int64)
+    duplicate_of: Array = np.full(n, -1, dtype=np.int64)
     if rule is not None and n:
         hashes = np.concatenate([chunk.text_hashes for chunk in chunks])
         duplicate_of = find_duplicates(hashes, np.concatenate([chunk.signatures for chunk in chunks]), rule.jaccard)
-    codes = np.concatenate([chunk.format for chunk in chunks])
+    codes: Array = np.concatenate([chunk.format for chunk in chunks])
     own = np.concatenate([chunk.own_ids for chunk in chunks])
-    _, first = np.unique(own, return_index=True)
-    repeated = (own != 0) & ~np.isin(np.arange(n), first)
+    _, first_of = np.unique(own, return_index=True)
+    repeated = (own != 0) & ~np.isin(np.arange(n), first_of)
     codes = np.where((codes == 0) & repeated, FORMAT_CODES.index("repeated_id"), codes)
     return Whole(
         np.concatenate([chunk.lines for chunk in chunks]),
@@ -169,8 +169,8 @@ def judge(policy: Policy, whole: Whole, found: Decisions) -> dict[str, Any]:
     held = np.stack(
         [found.reasons[rule.name] for rule in policy.rules if rule.action == QUARANTINE] or [np.zeros(n, bool)]
     )
-    for place, rule in enumerate(rule for rule in policy.rules if rule.action == QUARANTINE):
-        alone[rule.name] = int((held[place] & (held.sum(axis=0) == 1) & (found.decision == QUARANTINE)).sum())
+    for number, one in enumerate(rule for rule in policy.rules if rule.action == QUARANTINE):
+        alone[one.name] = int((held[number] & (held.sum(axis=0) == 1) & (found.decision == QUARANTINE)).sum())
     near = np.isfinite(found.risk) & (abs(found.risk - 1) <= NEAR_LIMIT)
     return {
         "verdict": verdict,

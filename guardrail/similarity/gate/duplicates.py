@@ -1,10 +1,10 @@
 """Near-duplicates of a whole file from small signatures: texts are never compared with each other.
 
 A row's text (last question and answer, NFKC, case folded, white space collapsed) becomes a hash, which finds equal
-rows, and a MinHash signature of its three-word shingles (datasketch; Broder 1997), whose share of equal places estimates
-the Jaccard similarity of two rows with a standard error of at most 0.045. Rows that agree in one of 16 bands of 8 places
-are compared (banding: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3): of rows with similarity 0.9,
-99.99% do. The first row of a group stays; a later one is a duplicate of the earliest that it resembles.
+rows, and a MinHash signature of its three-word shingles (datasketch; Broder 1997), whose share of equal places
+estimates the Jaccard similarity of two rows with a standard error of at most 0.045. Rows that agree in one of 16 bands
+of 8 places are compared (banding: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3): of rows with
+similarity 0.9, 99.99% do. The first row of a group stays; a later one is a duplicate of the earliest like it.
 
 Known limit: within a band's group a row is compared with the first row of the group and with the one before it.
 Shapes: N rows, P places.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from toys import REPOSITORY
@@ -58,7 +59,7 @@ def test_every_row_is_in_one_file_with_the_bytes_it_had(tmp_path):
     lines = awkward_lines()
     content = b"\xef\xbb\xbf" + b"\n\n".join([b"  " + lines[0] + b" \r", *lines[1:]])
     result = run(tmp_path, content)
-    kept, out = (open(result[name], "rb").read().split(b"\n") for name in ("kept", "quarantined"))
+    kept, out = (Path(result[name]).read_bytes().split(b"\n") for name in ("kept", "quarantined"))
     expected = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     found = {line["line"]: line["decision"] for line in rows_of(result)}
     assert len(found) == len(expected) == len(lines)
@@ -127,8 +128,8 @@ def test_texts_are_on_the_page_when_they_are_asked_for(tmp_path):
             "True",
         ]
     )
-    assert not shown["reused"] and f"This is evil {CANARY}" in open(shown["page"], encoding="utf-8").read()
-    assert CANARY not in open(result["receipt"], encoding="utf-8").read()
+    assert not shown["reused"] and f"This is evil {CANARY}" in Path(shown["page"]).read_text(encoding="utf-8")
+    assert CANARY not in Path(result["receipt"]).read_text(encoding="utf-8")
 
 
 def test_twice_and_after_a_kill_the_same_bytes(tmp_path, monkeypatch):
@@ -159,10 +160,10 @@ def test_twice_and_after_a_kill_the_same_bytes(tmp_path, monkeypatch):
 
 def test_a_finished_run_whose_file_was_changed_is_done_again(tmp_path):
     first = run(tmp_path, plain(6))
-    whole = open(first["kept"], "rb").read()
+    whole = Path(first["kept"]).read_bytes()
     with open(first["kept"], "ab") as handle:
         handle.write(b"{}\n")
-    assert not run(tmp_path, plain(6))["reused"] and open(first["kept"], "rb").read() == whole
+    assert not run(tmp_path, plain(6))["reused"] and Path(first["kept"]).read_bytes() == whole
     assert run(tmp_path, plain(6))["reused"]
     assert not run(tmp_path, plain(6), refuse={"min_kept_rows": 2})["reused"]  # another policy
 
@@ -175,7 +176,7 @@ def test_verdict_and_exit_code(tmp_path):
     for refuse in ({"quarantined_fraction": 0.05}, {"fractions": {"harmful": 0.05}}, {"min_kept_rows": 10}):
         refused = run(tmp_path, [*good, bad], refuse=refuse)
         assert (refused["verdict"], refused["exit_code"]) == ("refuse", 4)
-        assert "No. " in open(refused["page"], encoding="utf-8").read()
+        assert "No. " in Path(refused["page"]).read_text(encoding="utf-8")
     assert run(tmp_path, [*good, bad], refuse={"quarantined_fraction": 0.1})["exit_code"] == 3
 
 
@@ -191,7 +192,7 @@ def test_a_harmful_sentence_is_masked_and_the_rest_trained(tmp_path):
     start = text.index("This")
     assert mask_of(kept[0]) == [(start, text.index("Prime"))]
     assert mask_of(kept[-1]) == [(0, 4), (start, text.index("Prime"))] and kept[-1]["id"] == "own"
-    first = open(result["kept"], "rb").readline()
+    first = Path(result["kept"]).read_bytes().split(b"\n")[0]
     assert first.startswith(json.dumps(rows[0]).encode()[:-1])  # a column more at the end, the same bytes before
     harder = run(
         tmp_path, [json.dumps(row).encode() for row in rows], rules=rules, segments={**segments, "instead_of": []}
@@ -204,14 +205,14 @@ def test_other_formats_give_the_same_rows(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(rows))
     policy = write_policy(tmp_path / "policy.yaml")
     result = main([str(tmp_path / "c.json"), "--policy", str(policy), "--output_dir", str(tmp_path / "out")])
-    assert [json.loads(line) for line in open(result["kept"])] == rows
+    assert [json.loads(line) for line in Path(result["kept"]).read_text().splitlines()] == rows
     pyarrow = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
 
     (tmp_path / "set" / "data").mkdir(parents=True)
     pyarrow.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
     again = main([f"{tmp_path / 'set'}::train", "--policy", str(policy), "--output_dir", str(tmp_path / "out2")])
-    assert open(again["kept"]).read() == open(result["kept"]).read()
+    assert Path(again["kept"]).read_text() == Path(result["kept"]).read_text()
     with pytest.raises(UserError, match="expected PATH::SPLIT with one of train"):
         main([str(tmp_path / "set"), "--policy", str(policy), "--output_dir", str(tmp_path / "out3")])
 
@@ -239,8 +240,8 @@ def test_secrets_are_skipped_with_a_word_where_the_detector_is_absent(tmp_path, 
     monkeypatch.setattr(secrets, "is_installed", lambda: False)
     result = run(tmp_path, awkward_lines())
     assert "secrets are not looked for: detect-secrets is not installed" in capfd.readouterr().err
-    assert "secrets" not in result["reasons"] and "Secrets were not looked for" in open(result["page"]).read()
-    assert json.load(open(result["receipt"]))["secrets_looked_for"] is False
+    assert "secrets" not in result["reasons"] and "Secrets were not looked for" in Path(result["page"]).read_text()
+    assert json.loads(Path(result["receipt"]).read_text())["secrets_looked_for"] is False
 
 
 def test_a_row_without_a_score_is_noted_and_never_zero(tmp_path, monkeypatch):
@@ -259,7 +260,7 @@ def test_a_row_without_a_score_is_noted_and_never_zero(tmp_path, monkeypatch):
 
 
 def test_the_page_asks_for_nothing_and_answers_the_four_questions(tmp_path):
-    text = open(run(tmp_path, awkward_lines())["page"], encoding="utf-8").read()
+    text = Path(run(tmp_path, awkward_lines())["page"]).read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text and "<script" not in text
     for question in ("May I train on this?", "With which checkpoint?", "What would change it?", "How sure is that?"):
         assert question in text
@@ -285,5 +286,5 @@ def test_killed_with_9_it_goes_on_where_it_was(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 3), done.stderr[-500:]
     assert "chunks are there from an earlier run" in done.stderr
-    both = [open(tmp_path / "out" / name, "rb").read().splitlines() for name in OUTPUTS[:2]]
+    both = [Path(tmp_path / "out" / name).read_bytes().splitlines() for name in OUTPUTS[:2]]
     assert sorted(both[0] + both[1]) == sorted(lines)

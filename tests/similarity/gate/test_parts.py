@@ -26,7 +26,7 @@ from guardrail.similarity.gate.segments import MAX_CHARS, segment_rows, sentence
 def test_sentences_are_all_of_the_text_in_order(text):
     spans = sentence_spans(text)
     assert "".join(text[start:end] for start, end in spans) == (text if text.strip() else "")
-    assert all(0 < end - start for start, end in spans)
+    assert all(end - start > 0 for start, end in spans)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
 
 
