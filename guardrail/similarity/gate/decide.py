@@ -17,13 +17,13 @@ import numpy as np
 from guardrail.similarity.gate.duplicates import find_duplicates
 from guardrail.similarity.gate.measure import Chunk
 from guardrail.similarity.gate.policy import DUPLICATE, FLAG, FORMAT, KEEP, MASK, QUARANTINE, SECRETS, SEGMENT, Policy
-from guardrail.similarity.gate.references import Limit, References, limits, percentiles, quantile
+from guardrail.similarity.gate.references import Limit, References, limits, percentiles, quantile, rarity
 from guardrail.similarity.gate.source import FORMAT_CODES
 
 NOT_SCORED = "not_scored"
 ACCEPT, ACCEPT_WITH_QUARANTINE, REFUSE = "accept", "accept_with_quarantine", "refuse"
 EXIT_CODES = {ACCEPT: 0, ACCEPT_WITH_QUARANTINE: 3, REFUSE: 4}
-NEAR_LIMIT = 0.1  # a risk this close to 1 would change sides with a slightly different limit
+NEAR_LIMIT = 0.1  # a distance this close to 1 would change sides with a slightly different limit
 Array = np.ndarray[Any, Any]
 
 
@@ -46,11 +46,16 @@ class Whole:
 
 @dataclass(frozen=True)
 class Decisions:
-    """``reasons[rule]`` (N,) which rows have it; ``decision`` (N,); ``risk`` (N,); ``percentiles`` (N, S)."""
+    """``reasons[rule]`` (N,) which rows have it; ``decision`` (N,); ``percentiles`` (N, S).
+
+    ``risk`` (N,): the largest `references.rarity` of a row over the rules that hold rows back; ``distance`` (N,): its
+    largest distance, 1 at a limit.
+    """
 
     reasons: dict[str, Array]
     decision: Array
     risk: Array
+    distance: Array
     percentiles: Array
     limits: dict[str, Limit]
     segment_limit: float | None
@@ -103,7 +108,7 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
     n, places = len(whole), {name: place for place, name in enumerate(policy.scorers)}
     found = limits(policy, references)
     reasons: dict[str, Array] = {}
-    risk = np.full(n, -np.inf)
+    risk, distance = np.full(n, -np.inf), np.full(n, -np.inf)
     for rule in policy.rules:
         if rule.name == FORMAT:
             reasons[rule.name] = whole.format != 0
@@ -115,7 +120,9 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
             column = whole.scores[:, places[str(rule.scorer)]]
             reasons[rule.name] = found[rule.name].beyond(column)
             if rule.action == QUARANTINE:
-                risk = np.maximum(risk, found[rule.name].risk(column))
+                known = references.scores[:, places[str(rule.scorer)]]
+                risk = np.maximum(risk, rarity(column, found[rule.name], known, references.sets))
+                distance = np.maximum(distance, found[rule.name].distance(column))
     limit = segment_limit(policy, references)
     masked_rows = np.zeros(n, dtype=bool)
     rescued: tuple[str, ...] = ()
@@ -140,7 +147,7 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
     reasons[NOT_SCORED] = whole.unscored & (whole.format == 0)
     ranks = [percentiles(whole.scores[:, i], references.scores[:, i], references.sets) for i in range(len(places))]
     shares = np.stack(ranks, axis=1) if ranks else np.zeros((n, 0))
-    return Decisions(reasons, decision, risk, shares, found, limit)
+    return Decisions(reasons, decision, risk, distance, shares, found, limit)
 
 
 def judge(policy: Policy, whole: Whole, found: Decisions) -> dict[str, Any]:
@@ -171,7 +178,7 @@ def judge(policy: Policy, whole: Whole, found: Decisions) -> dict[str, Any]:
     )
     for number, one in enumerate(rule for rule in policy.rules if rule.action == QUARANTINE):
         alone[one.name] = int((held[number] & (held.sum(axis=0) == 1) & (found.decision == QUARANTINE)).sum())
-    near = np.isfinite(found.risk) & (abs(found.risk - 1) <= NEAR_LIMIT)
+    near = np.isfinite(found.distance) & (abs(found.distance - 1) <= NEAR_LIMIT)
     return {
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],

@@ -10,7 +10,7 @@ import yaml
 
 from guardrail.core import pages
 from guardrail.similarity.gate import secrets, words
-from guardrail.similarity.gate.decide import Decisions, Whole, flags_only
+from guardrail.similarity.gate.decide import Decisions, Whole
 from guardrail.similarity.gate.policy import DUPLICATE, FLAG, FORMAT, QUARANTINE, SECRETS, SEGMENT, Policy
 from guardrail.similarity.gate.source import FORMAT_CODES, FORMAT_WORDS
 
@@ -27,8 +27,8 @@ def choose_examples(policy: Policy, whole: Whole, found: Decisions) -> dict[str,
         places = np.flatnonzero(hits)
         rule = policy.rule(name)
         if rule is not None and rule.scorer is not None:
-            risk = found.limits[name].risk(whole.scores[places, columns[rule.scorer]])
-            places = places[np.argsort(-risk, kind="stable")]
+            distance = found.limits[name].distance(whole.scores[places, columns[rule.scorer]])
+            places = places[np.argsort(-distance, kind="stable")]
         elif name == SEGMENT:
             worst = [max(score for *_, score in whole.masks[int(place)]) for place in places]
             places = places[np.argsort(-np.array(worst), kind="stable")]
@@ -71,7 +71,8 @@ def view(
         "first": first,
         "verdict": verdict,
         "reasons": reasons,
-        "n_noted": int(flags_only(policy, found).sum()),
+        "n_noted": verdict["n_flagged"],
+        "noted": words.rows(verdict["n_flagged"]),
         "distribution": distribution(policy, found),
         "levels": LEVELS,
         "format_words": FORMAT_WORDS,

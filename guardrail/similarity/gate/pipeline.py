@@ -90,7 +90,6 @@ def run_gate(config: GateConfig) -> dict[str, Any]:
     facts = _decide_and_write(config, policy, content, chunks, measured, measuring, output, audit)
     made = write.receipt({"fingerprint": mark, "inputs": inputs, **facts})
     write_json(output / write.RECEIPT, made)
-    shutil.rmtree(output / CACHE, ignore_errors=True)
     return _summary(output, made, reused=False)
 
 

@@ -96,7 +96,7 @@ class Limit:
         with np.errstate(invalid="ignore"):
             return (values > self.high) | (values < self.low)
 
-    def risk(self, values: Array) -> Array:
+    def distance(self, values: Array) -> Array:
         """(n,) 0 at the references' median, 1 at the limit; -inf for NaN."""
         out = np.full(len(values), -np.inf)
         for limit, sign in ((self.high, 1.0), (self.low, -1.0)):
@@ -107,6 +107,30 @@ class Limit:
                 scaled = distance / span if span > 0 else np.where(over > 0, 1 + over, 0.0)
                 out = np.fmax(out, scaled)
         return out
+
+
+def rarity(values: Array, limit: Limit, reference: Array, sets: Array) -> Array:
+    """(n,) how rare such a score is among good rows, in decades: 2 means that one reference row in 100 is as far out.
+
+    Only the sides that have a limit count. Scores of different rules can be compared by it, whatever their units and
+    tails. Farther out than every reference row (or without references) the distance from the limit orders rows.
+    """
+    known = np.isfinite(reference)
+    distance = np.log10(1 + np.maximum(limit.distance(values), 0))
+    share, n_sets = np.zeros(len(values)), 0
+    for number in np.unique(sets[known]):
+        ordered = np.sort(reference[known & (sets == number)])
+        n_sets += 1
+        above = 1 - np.searchsorted(ordered, values, side="left") / len(ordered)
+        below = np.searchsorted(ordered, values, side="right") / len(ordered)
+        sides = [side for side, bound in ((above, limit.high), (below, limit.low)) if np.isfinite(bound)]
+        share += np.min(sides, axis=0) if sides else 1.0
+    if not n_sets:
+        return np.where(np.isnan(values), -np.inf, distance)
+    floor = 1 / (known.sum() + 1)
+    decades = -np.log10(np.maximum(share / n_sets, floor))
+    beyond = np.where(share / n_sets < floor, distance, 1e-3 * distance)
+    return np.where(np.isnan(values), -np.inf, decades + beyond)
 
 
 def limit_of(rule: Rule, column: Array, sets: Array) -> Limit:

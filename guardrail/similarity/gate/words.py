@@ -11,6 +11,7 @@ TITLES = {
     "harmful": "is harmful itself",
     "near_harmful": "lies near rows known to be harmful",
     "erodes": "erodes the guardrail, by its gradient",
+    "unusual": "is unlikely for the checkpoint, which would have to change for it",
     "length": "has an unusual length",
     DUPLICATE: "repeats an earlier row, or nearly",
     FORMAT: "cannot be trained on as it is",

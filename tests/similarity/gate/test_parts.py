@@ -18,6 +18,7 @@ from guardrail.similarity.gate.references import (
     limit_of,
     percentiles,
     quantile,
+    rarity,
 )
 from guardrail.similarity.gate.segments import MAX_CHARS, segment_rows, sentence_spans
 
@@ -113,14 +114,29 @@ def test_a_quantile_is_the_smallest_value_that_reaches_the_share(values, percent
     assert not len(below) or reached(below.max()) < percent / 100 + 1e-6
 
 
-def test_limits_and_risk():
+def test_limits_and_distances():
     column, sets = np.arange(1.0, 101), np.zeros(100, dtype=int)
     limit = limit_of(Rule("r", scorer="s", above_percentile=90, below=5), column, sets)
     assert (limit.high, limit.low, limit.median) == (90, 5, 50)
     values = np.array([4.0, 5, 50, 90, 91, 130, np.nan])
     assert limit.beyond(values).tolist() == [True, False, False, False, True, True, False]
-    assert limit.risk(values)[[2, 3, 5]].tolist() == [0, 1, 2] and limit.risk(values)[-1] == -np.inf
-    assert Limit(1.0, -np.inf, 1.0).risk(np.array([1.0, 3.0])).tolist() == [0, 3]  # the median is the limit
+    assert limit.distance(values)[[2, 3, 5]].tolist() == [0, 1, 2] and limit.distance(values)[-1] == -np.inf
+    assert Limit(1.0, -np.inf, 1.0).distance(np.array([1.0, 3.0])).tolist() == [0, 3]  # the median is the limit
+
+
+def test_rarity_compares_rules_of_different_units():
+    """Of 99 reference rows 1 to 99, 9 are at least 91 and none is above 99; a hundredfold unit changes nothing."""
+    column, sets = np.arange(1.0, 100), np.zeros(99, dtype=int)
+    values = np.array([50.0, 91, 99, 150, 200, np.nan])
+    for unit in (1.0, 100.0):
+        limit = limit_of(Rule("r", scorer="s", above_percentile=90), unit * column, sets)
+        found = rarity(unit * values, limit, unit * column, sets)
+        assert found[:3] == pytest.approx(-np.log10([50 / 99, 9 / 99, 1 / 99]), abs=1e-3)
+        assert 2 < found[3] < found[4] < 3 and found[5] == -np.inf
+    low = limit_of(Rule("r", scorer="s", below_percentile=10), column, sets)
+    assert rarity(np.array([9.0, 99]), low, column, sets) == pytest.approx([-np.log10(9 / 99), 0], abs=1e-3)
+    alone = rarity(np.array([1.0, 9.0]), Limit(0.5, -np.inf, 0.0), np.zeros(0), np.zeros(0, dtype=int))
+    assert 0 < alone[0] < alone[1]
 
 
 def test_good_rows_are_judged_by_the_other_half():
