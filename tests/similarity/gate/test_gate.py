@@ -268,6 +268,23 @@ def test_the_page_asks_for_nothing_and_answers_the_four_questions(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_page_in_a_browser(tmp_path):
+    """Phone, desktop and print: nothing wider than the screen, no request, the answers on the first screen."""
+    from real_browser import open_browser, requests, set_width
+
+    address = Path(run(tmp_path, awkward_lines())["page"]).resolve().as_uri()
+    for browser in open_browser(tmp_path / "profile"):
+        for width, height in ((390, 1100), (1200, 800)):
+            set_width(browser, width, height)
+            browser.get(address)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            bottom = "return document.getElementById('answers').getBoundingClientRect().bottom"
+            assert browser.execute_script(bottom) < height
+        assert [url for url in requests(browser) if not url.startswith(("data:", address, "chrome"))] == []
+        assert browser.get_log("browser") == [] and len(browser.print_page()) > 20_000
+
+
+@pytest.mark.slow
 def test_killed_with_9_it_goes_on_where_it_was(tmp_path):
     lines = plain(60000)
     (tmp_path / "customer.jsonl").write_bytes(b"\n".join(lines))
