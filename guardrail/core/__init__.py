@@ -10,6 +10,7 @@ nodes           run a launcher on every node of a hostfile: what `HOSTFILE` mean
 openai_client   A client for OpenAI-compatible servers: bounded retries, bounded time, failures as values ...
 loaded          models that stay loaded while several stages run in one process
 options         one home per option: a field of a stage's frozen dataclass carries type, default, help, and ...
+pages           what the project's HTML pages share: one look, no request to any network, escaped text
 places          where things lie: the project's own files, and the folder that its relative paths start from
 registry        places to plug in: names, and where each one's code is
 steps           several stages in one process, one after the other: imports and models are loaded once

@@ -1,7 +1,8 @@
-"""Section 3 of the paper: representations, clusters, high- and low-similarity subsets, and the audit built on them.
+"""Section 3 of the paper: representations, clusters, high- and low-similarity subsets, and the audit and the gate built on them.
 
 clustering   groups of similar rows: clustering in cosine geometry, description of every cluster, choice of ...
 figures      figures of clustering, selection sweeps and audits, as PNG bytes
+gate         which rows of a customer's file may be trained on, and may the file be at all
 scorers      scorers: one number per row of a pool, higher = riskier to align on (more like what the anchors ...
 selection    subsets of a pool of rows by their similarity to anchor rows, controls on the same interface, ...
 """

@@ -9,6 +9,7 @@ misspelt rule is never a rule that does not exist. A set is PATH or PATH::SPLIT;
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MODELS = ("target", "moderation", "prompt_style", "max_length")
 # Options of a scoring run that the policy gives elsewhere, or that are the gate's own.
 NOT_SCORING = {*SETS, "rows", "limit", "scorers", "out", "compare", "model_name_or_path", "moderation_model"}
 NOT_SCORING |= {"prompt_style", "max_length", "representations"}
+KEY_OF_FLAG = re.compile(r"--(\w+)")
 DEFAULT_REFERENCE_ROWS = 500
 DEFAULT_JACCARD = 0.9
 
@@ -141,6 +143,13 @@ def load_policy(path: str | Path) -> Policy:
     return _Reader(str(path)).policy(value)
 
 
+def _key_of(flag: re.Match[str]) -> str:
+    """Where the policy gives what a scoring run gives as a flag."""
+    name = flag.group(1)
+    names = {"model_name_or_path": "models.target", "moderation_model": "models.moderation", "representations": "sets"}
+    return names.get(name) or (f"sets.{name}" if name in SETS else f"scoring.{name}")
+
+
 class _Reader:
     """Reads one file; every message begins with the file and the key."""
 
@@ -209,9 +218,10 @@ class _Reader:
         )
         scored = (*policy.scorers, *([segments.scorer] if segments else []))
         try:
-            policy.scoring_config(tuple(dict.fromkeys(scored)))
+            if scored:
+                policy.scoring_config(tuple(dict.fromkeys(scored)))
         except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
+            raise UserError(f"{self.path}: {KEY_OF_FLAG.sub(_key_of, str(error))}") from error
         return policy
 
     def rule(self, name: str, value: Any) -> Rule:
