@@ -1,4 +1,4 @@
-"""Section 3 of the paper: representations, clusters, high- and low-similarity subsets, and the audit and the gate built on them.
+"""Section 3 of the paper: representations, clusters, subsets by similarity, and the audit and the gate built on them.
 
 clustering   groups of similar rows: clustering in cosine geometry, description of every cluster, choice of ...
 figures      figures of clustering, selection sweeps and audits, as PNG bytes

@@ -26,6 +26,7 @@ from guardrail.similarity.gate import duplicates, secrets
 from guardrail.similarity.gate.policy import DUPLICATE, SECRETS, Policy
 from guardrail.similarity.gate.segments import segment_rows
 from guardrail.similarity.gate.source import FORMAT_CODES, Line, parse
+from guardrail.similarity.scorers.interface import Batch
 from guardrail.similarity.scorers.run import RowScoring
 from guardrail.similarity.selection.composition import is_list
 
@@ -163,10 +164,11 @@ class Measuring:
         rows = [row for _, some in pieces for row in some]
         scores = np.zeros(0)
         if rows:
-            only = self.scoring.scorers[self.segment_scorer]
             self.scoring.prepare()
-            from guardrail.similarity.scorers.interface import Batch
-
+            only = self.scoring.working.get(self.segment_scorer)
+            if only is None:
+                why = self.scoring.not_applicable[self.segment_scorer]
+                raise UserError(f"segments cannot be scored by {self.segment_scorer}: {why}; leave segments out")
             parts = [
                 only.score(Batch(rows[i : i + CHUNK_ROWS], self.scoring.resources)).values
                 for i in range(0, len(rows), CHUNK_ROWS)
