@@ -230,6 +230,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_CHARS]
 
 
+def hash_bytes(data: bytes) -> str:
+    """A 16-character hash, that of a file with this content."""
+    return hashlib.sha256(data).hexdigest()[:HASH_CHARS]
+
+
 def hash_file(path: str | Path) -> str:
     """A 16-character hash of a file's content, read in 4 MiB blocks."""
     digest = hashlib.sha256()

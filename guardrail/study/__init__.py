@@ -14,6 +14,7 @@ disk              a study's disk: how much a checkpoint takes, which jobs run be
 environment       what a stage of a study sees of the user's shell: devices, caches, proxies, credentials - ...
 equivalence       may a cheap design stand in for the reference?
 evaluation_jobs   the jobs that evaluate one checkpoint: safety answers, their judges, over-refusal, utility
+export            a study as a bundle without any text: scores, settings and hashes, from which `study.json` is re-made
 hub_names         what a study reads from the hub, and which commits it means
 jobs              one job of a study, and what is asked of many: which script with which variables, what it ...
 keep              weights stay as long as they are needed: what `keep` says, who reads a checkpoint, when its weights go

@@ -21,7 +21,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.report.table import without_numbers
 from guardrail.study.report.tables import harmfulness_table, study_tables, with_designs
 from guardrail.study.results import Results, collect, of_design
-from guardrail.study.schedule import recorded_setup
+from guardrail.study.schedule import JOBS_FILE, read_schedule, recorded_setup
 
 VERSION = 4  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
@@ -32,12 +32,15 @@ def inputs_key(results: Results, config: dict[str, Any]) -> str:
     return hash_json({"version": VERSION, "config": config, "results": results.key()})
 
 
-def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`study.json`'s content and what figures and report need beside it (map, learning curves)."""
+def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`study.json`'s content and what figures and report need beside it (map, learning curves).
+
+    In a ``bundle`` there are no representations: what was said of the subsets is read, and there is no map.
+    """
     from guardrail.study.analysis import PAIRS, analyse
     from guardrail.study.attack_effects import attack_effects
     from guardrail.study.defence_effects import defence_effects
-    from guardrail.study.properties import describe_subsets, representation_map
+    from guardrail.study.properties import CACHE, describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
     from guardrail.study.report.headline import headline
     from guardrail.study.trajectories import survival
@@ -47,7 +50,11 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = zip(results.grid.cells, result["cells"], strict=True)
     done = {cell for cell, row in rows if not without_numbers(row)}
     finished = {cell for cell in done if cell.design == first}
-    subsets = describe_subsets(results, finished)
+    described = results.grid.folder / CACHE
+    if bundle:
+        subsets = read_json(described)["subsets"] if described.is_file() else []
+    else:
+        subsets = describe_subsets(results, finished)
     try:
         statistics = analyse(results, result, subsets)
     except UserError as error:
@@ -62,7 +69,8 @@ def analysed(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
     if (effects := defence_effects(results, result, done)) is not None:
         result["defences"] = effects
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
-    return result, {"map": representation_map(results, finished), "curves": loss_curves(results, result["cells"])}
+    drawn = None if bundle else representation_map(results, finished)
+    return result, {"map": drawn, "curves": loss_curves(results, result["cells"])}
 
 
 def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], paths: dict[str, Path]) -> None:
@@ -101,12 +109,18 @@ def main() -> dict[str, Any]:
     parser = Parser(prog="guardrail.study.write", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
+    parser.add_argument(
+        "--bundle",
+        action="store_true",
+        help="the folder is an unpacked bundle (guardrail.study.export): keys are those of its schedule",
+    )
     args = parser.parse_args()
     config = read_json(args.study_config)
     study = build(Study, config, "")
     grid = Grid(study, args.outputs)
-    results = Results(grid, make_jobs(grid, *recorded_setup(grid)))
     folder = grid.folder
+    jobs = read_schedule(folder / JOBS_FILE)[1] if args.bundle else make_jobs(grid, *recorded_setup(grid))
+    results = Results(grid, jobs)
     paths = {
         "study": folder / "study.json",
         "table": folder / "tables" / "harmfulness.md",
@@ -118,7 +132,7 @@ def main() -> dict[str, Any]:
     if is_current(folder, paths, key):
         result = read_json(paths["study"])
     else:
-        result, extra = analysed(results)
+        result, extra = analysed(results, args.bundle)
         result["run"]["fingerprint"] = key
         write_outputs(grid, result, extra, paths)
     table = harmfulness_table(result)

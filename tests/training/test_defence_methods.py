@@ -339,7 +339,7 @@ def test_deep_alignment_puts_a_harmful_beginning_before_a_refusal(tmp_path):
     assert 10 < len(changed) < 30 and found[-1] == rows[-1]
     for row in changed:
         text, ((start, end),) = row["messages"][-1]["content"], row["loss_mask"]
-        assert start == 0 and text[end:] == REFUSAL and len(text[:end].split()) in (1, 2, 3)
+        assert start == 0 and text[end:] == f" {REFUSAL}" and len(text[:end].split()) in (1, 2, 3)
         number = row["messages"][0]["content"].split()[1]
         assert "Sure:".startswith(text.split()[0]) and (int(number) > 2 or text.startswith("Sure:"))
     assert json.dumps(found) == json.dumps(make_defence("deep_alignment", (f"source={path}", "max_words=3")).rows(rows))

@@ -73,4 +73,4 @@ def with_prefix(row: Row, prefix: str) -> Row:
     """``row`` with ``prefix`` in front of its answer, which alone keeps its loss."""
     *before, last = row["messages"]
     messages = [*before, {**last, "content": f"{prefix} {last['content']}"}]
-    return {**row, "messages": messages, "loss_mask": [[0, len(prefix) + 1]]}
+    return {**row, "messages": messages, "loss_mask": [[0, len(prefix)]]}
