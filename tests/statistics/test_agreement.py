@@ -24,11 +24,11 @@ def test_spearman_is_scipys(pairs):
 def test_spearman_interval_covers_a_known_correlation():
     """Normal pairs with correlation 0.6 have rank correlation 6 / pi * asin(0.3) = 0.582."""
     rng, covered = np.random.default_rng(0), 0
-    for _ in range(60):
+    for _ in range(40):
         x = rng.normal(size=80)
         y = 0.6 * x + 0.8 * rng.normal(size=80)
-        found = agreement.spearman_interval(x, y, n_resamples=200)
+        found = agreement.spearman_interval(x, y, n_resamples=100)
         covered += found.low <= 6 / np.pi * np.arcsin(0.3) <= found.high
-    assert 52 <= covered <= 60
+    assert 34 <= covered <= 40
     with pytest.raises(ValueError, match="the same for all"):
         agreement.spearman_interval([1, 1, 1], [1, 2, 3])

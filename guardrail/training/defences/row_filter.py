@@ -63,7 +63,9 @@ class RowFilter(Defence):
     def read(self) -> dict[str, float]:
         """Id -> score, NaN where there is none."""
         out = {}
-        for _, line in read_file(self.files()["scores"]):
+        for _, found in read_file(self.files()["scores"]):
+            inside = found.get("scores")  # similarity/score_rows.py's; other files may have the scores beside the id
+            line = {"id": found["id"], **inside} if isinstance(inside, dict) and "id" in found else found
             names = [name for name, value in line.items() if name != "id" and isinstance(value, int | float | None)]
             name = self.scorer or (names[0] if len(names) == 1 else "")
             if "id" not in line or name not in line:

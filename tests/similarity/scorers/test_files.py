@@ -159,31 +159,36 @@ def test_another_file_is_no_file_of_scores(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_killed_one_equal_one(job, sets, tiny_model, tmp_path, free_port):
+def test_two_processes_go_on_with_what_a_killed_one_has_left(job, sets, tiny_model, tmp_path, free_port):
     names = "length,similarity,self_influence,safety_step"
-    command = [str(REPOSITORY / "similarity" / "score_rows.py"), "--rows", sets["rows"], "--scorers", names]
-    command += ["--model_name_or_path", str(tiny_model), "--anchors", sets["anchors"], "--alignment", sets["alignment"]]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     score_file(dataclasses.replace(job, scorers=tuple(names.split(","))))
     whole = read_scores(job.out)
-    for name, launcher in (("two", torchrun), ("killed", [])):
-        out = tmp_path / name / "scores.jsonl"
-        start = [sys.executable, *launcher, *command, "--out", str(out)]
-        if name == "killed":
-            process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            deadline = time.time() + 120
-            while not list(out.parent.glob(".units/*/*/unit-*.jsonl")) and time.time() < deadline:
-                time.sleep(0.01)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        done = subprocess.run(start, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads(done.stdout.splitlines()[-1])["n"] == 23
-        ids, columns = read_scores(out)
-        assert ids == whole[0]
-        for scorer, values in whole[1].items():
-            assert np.allclose(columns[scorer], values, rtol=1e-5, atol=1e-6), (name, scorer)
+    out = tmp_path / "killed" / "scores.jsonl"
+    command = [str(REPOSITORY / "similarity" / "score_rows.py"), "--rows", sets["rows"], "--scorers", names]
+    command += ["--model_name_or_path", str(tiny_model), "--anchors", sets["anchors"], "--alignment", sets["alignment"]]
+    command += ["--projection_dim", "64", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, *command], env=environment, **quiet)
+    deadline = time.time() + 300
+    while process.poll() is None and not (left := units_in(out.parent)) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert left and not out.exists()
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port}"]
+    done = subprocess.run([sys.executable, *torchrun, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 8 batches are there from an earlier run" in done.stderr
+    ids, columns = read_scores(out)
+    assert ids == whole[0] and json.loads(done.stdout.splitlines()[-1])["n"] == 23
+    assert json.loads(out.with_suffix(".json").read_text())["run"]["processes"] == 2
+    for scorer, values in whole[1].items():
+        assert np.allclose(columns[scorer], values, rtol=1e-5, atol=1e-6), scorer
+
+
+def units_in(folder: Path) -> list[Path]:
+    return list(folder.glob(".units/*/*/unit-*.jsonl"))
 
 
 def test_units_depend_on_the_rows_alone():
