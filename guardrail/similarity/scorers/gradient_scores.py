@@ -12,8 +12,6 @@ from guardrail.similarity.scorers.interface import Batch, Scorer, Scores
 
 
 class _Gradient(Scorer):
-    uses_gradients = True
-
     def not_applicable(self) -> str | None:
         return "an encoder has no loss to differentiate" if self.resources.is_encoder else None
 

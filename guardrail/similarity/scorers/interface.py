@@ -96,13 +96,12 @@ class Batch:
 class Scorer:
     """The interface. ``name`` is the registered one; ``resources`` are the run's.
 
-    ``prepare`` is called once, before the first batch; by then ``positions`` and ``layers`` must say which hidden
-    states of a batch are wanted (`Batch.vectors`).
+    ``positions`` and ``every_layer`` say which hidden states of a row are wanted beside those of the cosines
+    (`Batch.vectors`). ``prepare`` is called once, before the first batch.
     """
 
     positions: tuple[str, ...] = ()
     every_layer: bool = False
-    uses_gradients: bool = False
 
     def __init__(self, name: str, resources: Resources) -> None:
         self.name, self.resources = name, resources

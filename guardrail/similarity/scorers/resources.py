@@ -47,7 +47,6 @@ class Resources:
         self.config = config
         self.positions: list[str] = []
         self.every_layer = False
-        self.gradients_wanted = False
 
     @functools.cached_property
     def facts(self) -> ModelFacts:

@@ -37,6 +37,7 @@ from guardrail.data.prompts import style_fingerprint
 from guardrail.data.rows import Row, hash_rows, load_rows
 from guardrail.models.checkpoints import hash_checkpoint
 from guardrail.models.fetch import local_checkpoint
+from guardrail.models.loading import pick_device
 from guardrail.similarity.audit.sets import parse_set
 from guardrail.similarity.scorers import SCORERS, NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores, make_scorer
@@ -108,6 +109,7 @@ class RowScoring:
             folder = Path(local_checkpoint(config.model_name_or_path, weights=False))
             out["prompt_template"] = None if style is None else style_fingerprint(style, folder)
             out["dtype"] = self.resources.options.torch_dtype
+            out["device"] = pick_device().type  # random signs are made where they are used
         if config.moderation_model is not None and "moderation_model" in needs:
             out["moderation_model"] = hash_checkpoint(config.moderation_model)
         out["sets"] = self.resources.content([name for name in SETS if name in needs])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guardrail.core.errors import UserError
 from guardrail.similarity.representations.hidden_states import find_blocks
 from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores
@@ -35,6 +36,8 @@ class SafetyStep(Scorer):
             return
         encoded, _ = self.resources.encode(self.resources.set_rows("safety"))
         n = sum(one is not None for one in encoded)
+        if not n:
+            raise UserError("--safety: no row has an answer within --max_length")
         names = self.parameters()
         total = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in names.items()}
 
@@ -54,10 +57,6 @@ class SafetyStep(Scorer):
     @property
     def in_adapters(self) -> bool:
         return self.resources.config.gradient_parameters == "lora"
-
-    @property
-    def uses_gradients(self) -> bool:  # type: ignore[override]  # decided by an option
-        return self.in_adapters
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The weights that a step moves, by name."""
