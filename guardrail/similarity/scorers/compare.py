@@ -18,7 +18,7 @@ from guardrail.similarity.scorers.run import read_scores
 from guardrail.statistics.agreement import spearman_interval
 
 FLAGGED = 0.1
-N_RESAMPLES = 2000
+N_RESAMPLES = 1000
 MIN_ROWS = 10
 Array = np.ndarray[Any, Any]
 
