@@ -7,40 +7,47 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from guardrail.core import pages
+from guardrail.similarity.audit.answers import answers
+
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Similarity audit: {{ a.customer.name }}</title>
+<meta http-equiv="Content-Security-Policy" content="{{ content_policy | safe }}">
+<title>{{ a.customer.name }} – similarity audit</title>
+<link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-.verdict { border-left: .35rem solid #0072b2; background: #f2f6fa; padding: .8rem 1rem; margin: 1rem 0; }
-.verdict.unclear { border-color: #b35900; background: #fdf5ec; }
-.verdict p { margin: .3rem 0; } .note { color: #555; font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-td { white-space: nowrap; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td.text { white-space: pre-wrap; max-width: 22rem; font-size: .85rem; }
-tr.chosen td { font-weight: 600; background: #f2f6fa; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
-code, pre { font: .85rem/1.4 ui-monospace, monospace; } pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; }
-@media print { body { max-width: none; font-size: 11pt; } h2, figure, tr { break-inside: avoid; } pre { white-space: pre-wrap; }
-  .scroll { overflow: visible; } table { font-size: 8pt; } td, th { padding: .15rem .3rem; } }
+{{ style | safe }}
+th, td { text-align: right; } td { white-space: nowrap; } td:not(.number) { min-width: 0; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td.text { white-space: pre-wrap; min-width: 18rem; overflow-wrap: anywhere; }
+tr.chosen td { font-weight: 600; background: #eaf1f8; }
+.answers div:first-child { grid-column: auto; border-color: var(--line); }
+.answers div:first-child dd { font-size: 1rem; font-weight: 400; }
+.answers div:nth-child(2) { order: -1; grid-column: 1 / -1; border-color: var(--accent); }
+.answers div:nth-child(2) dd { font-size: 1.2rem; line-height: 1.4; font-weight: 600; }
+.note { color: var(--soft); font-size: 0.87rem; }
 </style>
 </head>
 <body>
-<h1>Similarity audit: {{ a.customer.name }}</h1>
-<p>{{ a.customer.n }} rows{% if a.customer.n < a.customer.n_total %} (a random sample of {{ a.customer.n_total }}){% endif %}
+<header>
+<p class="kicker">Similarity audit before fine-tuning</p>
+<h1>{{ a.customer.name }}</h1>
+<p class="caption">{{ a.customer.n }} rows{% if a.customer.n < a.customer.n_total %} (a random sample of {{ a.customer.n_total }}){% endif %}
 against {{ a.variants | length }} alignment {{ "set" if a.variants | length == 1 else "sets" }}{% if a.references %} and
 {{ a.references | length }} reference {{ "set" if a.references | length == 1 else "sets" }}{% endif %}.
 Nothing was trained: this compares data.</p>
-<div class="verdict {{ 'unclear' if a.verdict.confidence == 'unclear' else '' }}">
-{% for sentence in a.summary %}<p>{{ sentence }}</p>{% endfor %}
-</div>
+</header>
+<main>
+<dl id="answers" class="answers">
+{% for one in answers(a) %}<div><dt>{{ one.question }}</dt><dd>{{ one.text }}</dd></div>
+{% endfor %}</dl>
+<h2>In full</h2>
+<ul>
+{% for sentence in a.summary %}<li>{{ sentence }}</li>
+{% endfor %}</ul>
 <h2>Alignment sets</h2>
 <div class="scroll"><table>
 <tr><th>set</th><th>similarity</th><th>95% interval</th><th>row percentile</th><th>lowest in resamples</th><th>rows</th><th>mean length</th><th>lists</th><th>Vendi score</th></tr>
@@ -96,6 +103,7 @@ figure are.</li>
 Seed {{ a.run.seed }}; {{ a.run.bootstrap_draws }} resamples; data hashes in audit.json; commit {{ a.run.git.commit or "unknown" }};
 {{ a.run.time_utc }}.</p>
 <pre>{{ command }}</pre>
+</main>
 </body>
 </html>
 """
@@ -107,4 +115,12 @@ def render_page(audit: dict[str, Any], figures: list[tuple[str, bytes]], command
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     embedded = [{"caption": caption, "data": base64.b64encode(png).decode("ascii")} for caption, png in figures]
-    return environment.from_string(PAGE).render(a=audit, figures=embedded, command=command, texts=texts)
+    return environment.from_string(PAGE).render(
+        a=audit,
+        answers=answers,
+        figures=embedded,
+        command=command,
+        texts=texts,
+        style=pages.style(),
+        content_policy=pages.POLICY,
+    )
