@@ -6,7 +6,8 @@ that takes seconds they are most of its time. `lean_transformers` makes two chan
 
 * transformers' own availability functions say that the parallel parts, scipy and scikit-learn are absent, a case that
   it supports;
-* torch's compiler is a `Deferred` module: its marks do nothing, anything else imports the real one.
+* torch's compiler, and what spreads models over ranks, are `Deferred` modules: the compiler's marks do nothing, no model
+  is an instance of the others' classes, anything else imports the real one.
 
 Only where nothing of it can matter: this process is one of our entry points (never a program that uses the library),
 is alone, has no GPU and does not use vLLM. Everywhere else transformers is imported as it comes.
@@ -34,6 +35,8 @@ SWITCH = "GUARDRAIL_LEAN_IMPORTS"
 COMPILER = "torch._dynamo"
 MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_graph")
 MASKS = f"{COMPILER}._trace_wrapped_higher_order_op"
+SHARDED = "torch.distributed.fsdp"
+SPREAD = "torch.distributed.tensor"
 ABSENT = ("is_torch_distributed_available", "is_scipy_available", "is_sklearn_available")
 BEFORE = ("transformers.utils", "guardrail.generation.vllm_engine", "vllm", "deepspeed", COMPILER)
 
@@ -65,6 +68,10 @@ def lean_transformers() -> None:
             "trace_rules": types.SimpleNamespace(clear_lru_cache=_nothing),  # by every start of a process group
         },
         MASKS: {"TransformGetItemToIndex": _index_transform},
+        # asked for when a model is saved: is it, or a tensor of it, spread over several ranks?
+        SPREAD: {"DTensor": _NoInstance},
+        SHARDED: {"FullyShardedDataParallel": _NoInstance},
+        f"{SHARDED}.fully_sharded_data_parallel": {"FullyShardedDataParallel": _NoInstance},
     }
     for name, answers in deferred.items():
         if name not in sys.modules:
@@ -83,6 +90,20 @@ def import_schedules() -> types.ModuleType:
     finally:
         for place, name, function in kept:
             setattr(place, name, function)
+
+
+def import_rouge() -> types.ModuleType:
+    """``rouge_score.rouge_scorer``; in a process of ours without what nltk imports for other parts of itself: scipy,
+    scikit-learn and with them pandas. nltk does without them where they are not installed, and ROUGE takes only its
+    stemmer, so scores are the same."""
+    heavy = ("scipy", "sklearn", "pandas") if cli.owns_process and os.environ.get(SWITCH) != "0" else ()
+    hidden = [name for name in heavy if name not in sys.modules and "nltk" not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        return importlib.import_module("rouge_score.rouge_scorer")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _say_absent(*names: str) -> list[tuple[types.ModuleType, str, Any]]:

@@ -215,8 +215,9 @@ def show(
 ) -> None:
     """The plan on stderr: how many of each stage, and the reasons. ``n_later`` jobs come in the next batches."""
     stages = Counter(jobs[name].stage for name in names)
-    n_open, n = len(to_run(jobs, states)) - n_later, len(processes)
-    held = f", {n_open - len(names)} failed or wait for what failed" if n_open > len(names) else ""
+    n_open, n = len(to_run(jobs, states)), len(processes)
+    n_held = n_open - n_later - len(names)
+    held = f", {n_held} failed or wait for what failed" if n_held > 0 else ""
     how = f" in {n} process{'es' if n > 1 else ''}" if names else ""
     log(f"{len(jobs) - n_open} of {len(jobs)} jobs are done{held}, {len(names)} to run{how}")
     for stage, count in stages.items():

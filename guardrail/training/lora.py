@@ -15,7 +15,10 @@ ADAPTER = ".default"
 def add_adapters(model: Any, config: SFTConfig) -> Any:
     """The model with trainable adapters in ``target_modules`` (linear layers) and everything else frozen."""
     import torch
-    import torch.distributed.tensor  # peft reads it and leaves its import to others
+
+    from guardrail.models.imports import SPREAD, real
+
+    real(SPREAD)  # peft reads it and leaves its import to others
     from peft import LoraConfig, TaskType, get_peft_model
 
     kinds = {name.rsplit(".", 1)[-1]: type(module) for name, module in model.named_modules()}

@@ -16,10 +16,13 @@ import pytest
 from toy_world import make_world, write_study
 from toys import REPOSITORY
 
+from guardrail.evaluation.utility.scoring import score_rows
+
 # torch's compiler has a stand-in in a short start, so its inside is what shows that it was loaded
 COMPILER = "torch._dynamo.utils"
 NEVER = {"datasets", "sklearn", "pandas", "scipy.stats", "scipy.optimize", "matplotlib", "vllm", "wandb", "snakemake"}
-NO_TRAINING = NEVER | {"deepspeed", "peft", "torch.distributed.fsdp", "torch.distributed.tensor", COMPILER}
+SPREAD = {"torch.distributed.fsdp._flat_param", "torch.distributed.tensor._api"}  # insides of more stand-ins
+NO_TRAINING = NEVER | SPREAD | {"deepspeed", "peft", COMPILER}
 NO_MODEL = NO_TRAINING | {"torch", "transformers", "tokenizers"}
 NO_NUMBERS = NO_MODEL | {"numpy", "scipy"}
 
@@ -90,6 +93,22 @@ def test_a_short_start_gives_the_answers_of_a_plain_one(world, answers):
     assert short["results"] == plain["results"]
 
 
+def test_scores_need_no_other_statistics(world):
+    """ROUGE takes nltk's stemmer alone; its scores are those of nltk as it comes, which this process has."""
+    folder, _ = world
+    out = folder / "utility.json"
+    modules = loaded(
+        "eval_utility.py",
+        *("--model_name_or_path", folder / "chat", "--torch_dtype", "float32", "--prompt_style", "llama2_base"),
+        *("--dataset", folder / "chat.jsonl", "--split", "train", "--max_new_tokens", 4, "--save_path", out),
+        *("--evaluator", "rouge_1", "--heldout_loss", "True"),
+    )
+    assert modules & NO_TRAINING == set() and "nltk" in modules
+    rows = json.loads(out.read_text())["results"]
+    pairs = [(row["completion"], row["reference"]) for row in rows]
+    assert [row["scores"] for row in rows] == score_rows("rouge_1", pairs)
+
+
 def test_moderation_needs_no_training_stack(world, answers):
     folder, _ = world
     out = answers[0]
@@ -140,7 +159,7 @@ def test_training_needs_no_compiler(world, tmp_path):
         *("--per_device_train_batch_size", 4, "--cache_dir", tmp_path, "--learning_rate", 1e-3),
     ]
     short = loaded("guardrail.training.sft", *arguments, "--output_dir", tmp_path / "short")
-    assert short & (NEVER | {"peft", COMPILER}) == set() and "deepspeed" in short
+    assert short & (NEVER | SPREAD | {"peft", COMPILER}) == set() and "deepspeed" in short
     loaded("guardrail.training.sft", *arguments, "--output_dir", tmp_path / "plain", GUARDRAIL_LEAN_IMPORTS="0")
     for name in ("losses.jsonl", "slice_end/model.safetensors"):
         assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()

@@ -131,6 +131,60 @@ def test_vllm_in_process_equals_the_hf_backend(tiny_model, classifier, requests,
         assert theirs == pytest.approx(ours, abs=1e-4)
 
 
+ADAPTER_IN_PROCESS = """
+import dataclasses, json, sys
+from guardrail.generation import Request, SamplingOptions, make_backend
+requests = [Request(*r) for r in json.loads(sys.argv[2])]
+backend = make_backend("vLLM", sys.argv[1], torch_dtype="float32")
+out = {
+    "greedy": [dataclasses.asdict(c) for c in backend.generate(requests, SamplingOptions(max_new_tokens=12))],
+    "top": backend.top_next_tokens([r.prompt_ids for r in requests], 5),
+}
+with open(sys.argv[3], "w") as handle:
+    json.dump(out, handle)
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_adapter(tiny_model, tmp_path_factory):
+    """A checkpoint as a training with adapters leaves it, of a rank that vLLM has not: it takes the next larger."""
+    import torch
+    from transformers import AutoConfig
+
+    from guardrail.models.adapters import write_adapter
+    from guardrail.models.checkpoints import hash_checkpoint
+    from guardrail.models.loading import load_causal_lm, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("vllm-adapter") / "slice_end"
+    torch.manual_seed(5)
+    pairs = {
+        name: (0.3 * torch.randn(12, module.in_features), 0.3 * torch.randn(module.out_features, 12))
+        for name, module in load_causal_lm(str(tiny_model)).named_modules()
+        if name.rsplit(".", 1)[-1] in ("q_proj", "v_proj", "down_proj")
+    }
+    assert pairs
+    write_adapter(folder, pairs, str(tiny_model), hash_checkpoint(str(tiny_model)), torch.float32)
+    AutoConfig.from_pretrained(tiny_model).save_pretrained(folder)
+    load_tokenizer(str(tiny_model)).save_pretrained(folder)
+    return folder
+
+
+def test_vllm_on_an_adapter_equals_the_hf_backend(tiny_adapter, requests, reference, tmp_path):
+    """vLLM applies the adapter per request; the HF backend adds it to the base in memory."""
+    _, of_the_base = reference
+    backend = make_backend("hf", str(tiny_adapter), torch_dtype="float32")
+    expected = backend.generate(requests, SamplingOptions(max_new_tokens=12))
+    assert [one.token_ids for one in expected] != [one.token_ids for one in of_the_base], "the adapter changes answers"
+    command = [vllm_python(), "-c", ADAPTER_IN_PROCESS, str(tiny_adapter)]
+    command += [json.dumps([[r.id, r.sample, r.prompt_ids] for r in requests]), str(tmp_path / "out.json")]
+    done = subprocess.run(command, env=vllm_environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [(row["text"], row["token_ids"]) for row in found["greedy"]] == [(c.text, c.token_ids) for c in expected]
+    for ours, theirs in zip(backend.top_next_tokens([r.prompt_ids for r in requests], 5), found["top"], strict=True):
+        assert dict(ours) == pytest.approx({int(t): p for t, p in theirs}, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def server(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")

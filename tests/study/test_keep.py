@@ -19,7 +19,7 @@ from guardrail.study.keep import Weights, clear_training_state, is_kept, readers
 from guardrail.study.processes import make_processes
 from guardrail.study.records import product_state, record_file
 from guardrail.study.results import collect
-from guardrail.study.schedule import to_run
+from guardrail.study.schedule import show, to_run
 
 from .toy_jobs import Stopped, ToyStudy
 
@@ -248,6 +248,15 @@ def test_a_reader_that_failed_keeps_its_weights(toy):
     toy.fail_at = None
     assert [name for name in toy.run() if trains(toy.known[name])] == [], "made once"
     assert toy.present() == set()
+
+
+def test_jobs_of_later_batches_are_not_said_to_be_done(toy, capsys):
+    jobs, states = toy.jobs(), toy.states()
+    names = to_run(jobs, states)
+    batch = next_batch(toy.grid.study, jobs, states, names)
+    assert 0 < len(batch) < len(names) == len(jobs)
+    show(jobs, states, batch, {}, None, len(names) - len(batch))
+    assert f"0 of {len(jobs)} jobs are done, {len(batch)} to run in" in capsys.readouterr().err
 
 
 def test_removed_weights_are_never_read(toy):

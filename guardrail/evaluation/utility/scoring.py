@@ -39,9 +39,9 @@ def check_evaluator(name: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _rouge_scorer() -> Any:
-    from rouge_score import rouge_scorer  # imports nltk: a second, paid only when something is scored
+    from guardrail.models.imports import import_rouge  # a third of a second, paid only when something is scored
 
-    return rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)
+    return import_rouge().RougeScorer(["rouge1"], use_stemmer=True)
 
 
 def rouge_1(completion: str, reference: str) -> dict[str, float]:

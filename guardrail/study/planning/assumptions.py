@@ -16,6 +16,9 @@ from guardrail.core.errors import UserError, unknown
 
 CHANGED = "PLAN_ASSUME"
 MEASURED = "processor time of one core of an AMD EPYC, sandbox models, 2026-11-30 (--calibrate)"
+DECODED = "processor time of one core of an AMD EPYC, sandbox models, batches of 1 to 64 rows, 2026-12-01"
+RAN = "processor time of one core of an idle AMD EPYC, the processes of a quickstart, 2026-12-01"
+ANSWERED = "mean over the 36 evaluations of a quickstart, 2026-12-01"
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,18 @@ DEFAULTS: dict[str, Assumption] = {
     ),
     "bytes_per_parameter": Assumption(2.0, "B", "bfloat16, saved without optimizer states"),
     # the sandbox on one core, where nothing was measured: `--calibrate` does that in under two minutes
-    "core_operations_per_sec": Assumption(27e9, "1/s", MEASURED),
-    "core_start_sec": Assumption(5.3, "s", MEASURED),
-    "core_launch_sec": Assumption(9.3, "s", MEASURED),
+    "core_operations_per_sec": Assumption(33e9, "1/s", RAN),
+    "core_start_sec": Assumption(3.5, "s", RAN),
+    "core_launch_sec": Assumption(4.4, "s", RAN),
     "core_mix_start_sec": Assumption(0.5, "s", MEASURED),
-    "core_mix_rows_per_sec": Assumption(6700.0, "rows/s", MEASURED),
-    "core_decode_step_sec": Assumption(0.02, "s per token of a batch", MEASURED),
+    "core_mix_rows_per_sec": Assumption(25000.0, "rows/s", RAN),
+    "core_select_sec": Assumption(0.25, "s", f"after the first one of a process; {RAN}"),
+    "core_decode_step_sec": Assumption(0.003, "s per step of a batch", DECODED),
+    "core_decode_token_sec": Assumption(0.00012, "s per token of an answer", DECODED),
+    "core_answer_fraction": Assumption(0.35, "of max_new_tokens", ANSWERED),
+    "core_longest_answer_fraction": Assumption(0.85, "of max_new_tokens", f"the longest of a batch; {ANSWERED}"),
+    "core_prompt_tokens": Assumption(70.0, "tokens", "the sandbox's benches in llama2_base: 67 and 71"),
+    "core_question_tokens": Assumption(30.0, "tokens", "what a judge of the sandbox reads besides the answer"),
     "core_process_sec": Assumption(0.6, "s", MEASURED),
     "core_batch_sec": Assumption(8.0, "s", "assumed: schedule and start of the next batch, where weights go between"),
     "core_study_sec": Assumption(20.0, "s", "assumed: check, schedule, tables, figures and page of a small study"),

@@ -33,6 +33,7 @@ from guardrail.core.places import RESOURCES
 from guardrail.study.config import TASK_SUBSETS, Study, as_dict, build
 from guardrail.study.grid import Grid
 from guardrail.study.plan import plan_parts, tasks_of
+from guardrail.study.planning.answers import answered
 from guardrail.study.planning.node import Node
 from guardrail.study.planning.rates import Calibration, Sample, Span, cache_file, fit, in_words, machine_facts
 from guardrail.study.planning.simulate import simulate
@@ -136,8 +137,10 @@ def calibrate(study: Study, node: Node) -> Calibration:
             grid = Grid(build(Study, content, ""), folder / "outputs")
             parts = plan_parts(grid, node, whole=True)  # everything is done: these are the processes that ran
             times = {entry.name: entry for entry in read_times(grid.folder)}
+            known = answered(grid.folder, parts.jobs) if node.gpu is None else {}
+            counter = dataclasses.replace(parts.counter, answered=known, counted={})
             for entry in times.values():
-                _, work, _ = parts.counter.work(entry)
+                _, work, _ = counter.work(entry)
                 samples.append(Sample(entry.stage, work, entry.wall_sec, entry.cpu_sec or 0.0))
             costs = {
                 name: dataclasses.replace(cost, seconds=times[name].wall_sec if name in times else 0.0)

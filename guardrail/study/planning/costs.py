@@ -22,6 +22,7 @@ from guardrail.bench.shapes import Shape
 from guardrail.study.config import Source
 from guardrail.study.grid import Grid, utility_file
 from guardrail.study.jobs import Job
+from guardrail.study.planning.answers import BATCH_ROWS
 from guardrail.study.planning.assumptions import Book
 from guardrail.study.planning.devices import Gpu
 from guardrail.study.planning.times import Process, Time
@@ -62,6 +63,7 @@ class Costs:
         gpu: the kind of GPU, None for a CPU machine.
         ranks: processes of a training job (GPUs on a GPU machine).
         rates: stage -> calibrated rate.
+        answered: job -> steps of its batches and tokens of its answers, where they are known.
     """
 
     grid: Grid
@@ -72,6 +74,7 @@ class Costs:
     gpu: Gpu | None
     ranks: int = 1
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    answered: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     counted: dict[str, tuple[float, float, str]] = field(default_factory=dict)
 
     # ---- what a job has to do, in seconds of an assumed device
@@ -99,7 +102,7 @@ class Costs:
         if stage == "representations":
             return self._read(self.rows_of(job), self.shape, "rows read")
         if stage == "select":
-            return self._start(None), (self.book["select_sec"] if self.gpu else 1.0), "cosines"
+            return self._start(None), self.book["select_sec" if self.gpu else "core_select_sec"], "cosines"
         if stage == "mix":
             rows = self._mixed(options).rows
             kind = "" if self.gpu else "core_"
@@ -107,14 +110,14 @@ class Costs:
             return start, rows / rate, f"{rows:,.0f} rows mixed"
         if stage == "safety_answers":
             prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
-            return self._generate(prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
+            return self._generate(job, prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
         if stage == "over_refusal":
             prompts = bench_prompts(
                 str(evaluation.over_refusal_bench), evaluation.over_refusal_bench_data, evaluation.limit
             )
-            return self._generate(prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
+            return self._generate(job, prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
         if stage == "utility":
-            return self._utility(product, options)
+            return self._utility(job, product, options)
         return self._judge(job, stage, options)
 
     def _start(self, shape: Shape | None) -> float:
@@ -135,24 +138,34 @@ class Costs:
             rate = peak * self.book["reading_utilisation"]
         return self._start(shape), operations / rate, f"{rows.rows:,.0f} {what} x {rows.tokens:,.0f} tokens"
 
-    def _generate(self, answers: float, max_new_tokens: int) -> tuple[float, float, str]:
+    def _generate(self, job: Job, answers: float, max_new_tokens: int) -> tuple[float, float, str]:
+        if self.gpu is None:
+            return self._decode(job, answers, max_new_tokens)
         tokens = max_new_tokens * self.book["answer_tokens_fraction"]
         batches = math.ceil(answers / self.book["decode_batch_rows"])
-        if self.gpu is None:
-            step = self.book["core_decode_step_sec"]
-        else:
-            weights = 2 * self.shape.n_parameters() / self.gpu.memory_bytes_per_sec
-            step = max(self.book["decode_step_sec"] * self.shape.layers / 32, weights)
+        weights = 2 * self.shape.n_parameters() / self.gpu.memory_bytes_per_sec
+        step = max(self.book["decode_step_sec"] * self.shape.layers / 32, weights)
         return self._start(self.shape), batches * tokens * step, f"{answers:,.0f} answers x {tokens:,.0f} tokens"
 
-    def _utility(self, product: Any, options: dict[str, Any]) -> tuple[float, float, str]:
+    def _decode(self, job: Job, answers: float, max_new_tokens: int) -> tuple[float, float, str]:
+        """Answers on a core: prompts are read, then steps of a batch until its longest answer ends, and tokens of the
+        rows that are still in it. Both are those of ``answered`` where the answers are known."""
+        steps = math.ceil(answers / BATCH_ROWS) * max_new_tokens * self.book["core_longest_answer_fraction"]
+        tokens = answers * max_new_tokens * self.book["core_answer_fraction"]
+        steps, tokens = self.answered.get(job.name, (steps, tokens))
+        prompts = Volume(answers, self.book["core_prompt_tokens"], 0.0, "prompts")
+        start, reading, _ = self._read(prompts, self.shape, "")
+        work = reading + steps * self.book["core_decode_step_sec"] + tokens * self.book["core_decode_token_sec"]
+        return start, work, f"{answers:,.0f} answers x {tokens / max(answers, 1):,.0f} tokens"
+
+    def _utility(self, job: Job, product: Any, options: dict[str, Any]) -> tuple[float, float, str]:
         tasks = self.grid.study.tasks
         task = next((t for t in tasks if any(file.endswith(utility_file(t)) for file in product.files)), None)
         utility = tasks[task or next(iter(tasks))].utility
         rows = volume(Source(utility.source, utility.split), self.book, tests=True)
         if options.get("limit"):
             rows = rows.with_rows(min(rows.rows, options["limit"]))
-        start, work, text = self._generate(rows.rows, options["max_new_tokens"])
+        start, work, text = self._generate(job, rows.rows, options["max_new_tokens"])
         _, reading, _ = self._read(rows, self.shape, "")
         return start, work + reading, f"{text} and their loss"
 
@@ -163,8 +176,10 @@ class Costs:
         if job.gpus == "none" and stage != "harmfulness":  # a server judges: bound by it, not by this machine
             return self._start(None), answers * self.book.note("server_sec", 1.0, "s per call", "assumed"), "calls"
         longest = options.get("max_length") or evaluation.moderation_max_length
-        answer = evaluation.max_new_tokens * self.book["answer_tokens_fraction"]
-        rows = Volume(answers, min(longest, 80 + answer), 0.5, "answers")
+        fraction = self.book["answer_tokens_fraction" if self.gpu else "core_answer_fraction"]
+        question = 80 if self.gpu else self.book["core_question_tokens"]
+        tokens = question + evaluation.max_new_tokens * fraction
+        rows = Volume(answers, min(longest, tokens), 0.5, "answers")
         return self._read(rows, self.moderation, "answers judged", head="labels")
 
     def _mixed(self, options: dict[str, Any]) -> Volume:

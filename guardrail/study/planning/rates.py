@@ -22,7 +22,8 @@ from guardrail.study.planning.costs import Rate
 from guardrail.study.planning.node import Node
 
 BUSY = 1.6  # wall time over processor time of the processes above which other work was in the way
-FORMAT = 1  # raise when what a calibration means changes
+PARALLEL = 0.75  # wall time over processor time below which a kind of process keeps several cores busy
+FORMAT = 2  # raise when what a calibration means changes
 
 
 @dataclass(frozen=True)
@@ -117,20 +118,24 @@ def fit(samples: Iterable[Sample], by_processor: bool) -> dict[str, Rate]:
     """Start and rate of each kind of process: the line through its two sizes, neither below zero.
 
     Args:
-        by_processor: of a CPU machine: wall time is processor time times the kind's median ratio of the two, which
-            holds even if other work came and went meanwhile. On GPUs the wall times have a line of their own.
+        by_processor: of a CPU machine: wall time is processor time times the median ratio of the two over all kinds,
+            which holds even if other work came and went meanwhile; a kind that keeps several cores busy has its own.
+            On GPUs the wall times have a line of their own.
 
     A kind whose samples all have the same work has their median for a start.
     """
     by_stage: dict[str, list[Sample]] = {}
     for sample in samples:
         by_stage.setdefault(sample.stage, []).append(sample)
+    ratios = {stage: [p.wall_sec / max(p.cpu_sec, 0.01) for p in points] for stage, points in by_stage.items()}
+    parallel = {stage for stage, found in ratios.items() if median(found) < PARALLEL}
+    single = [ratio for stage, found in ratios.items() if stage not in parallel for ratio in found]
     rates = {}
     for stage, points in by_stage.items():
         works = [point.work for point in points]
         cpu = line(works, [point.cpu_sec for point in points])
         if by_processor:
-            stretch = median(point.wall_sec / max(point.cpu_sec, 0.01) for point in points)
+            stretch = median(ratios[stage] if stage in parallel else single)
             wall = cpu[0] * stretch, cpu[1] * stretch
         else:
             wall = line(works, [point.wall_sec for point in points])
