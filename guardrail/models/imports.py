@@ -6,7 +6,7 @@ that takes seconds they are most of its time. `lean_transformers` makes two chan
 
 * transformers' own availability functions say that the parallel parts, scipy and scikit-learn are absent, a case that
   it supports;
-* torch's compiler, and what spreads models over ranks, are `Deferred` modules: the compiler's marks do nothing, no model
+* torch's compiler, and what spreads models over ranks, are `Deferred` modules: the compiler's marks do nothing, nothing
   is an instance of the others' classes, anything else imports the real one.
 
 Only where nothing of it can matter: this process is one of our entry points (never a program that uses the library),

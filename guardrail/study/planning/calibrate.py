@@ -52,7 +52,7 @@ STUDY_VARIABLES = (
 # rows of the small and of the large copy: instructions, subset, pool, task, held out, prompts
 SIZES = (
     {"instruct": 64, "subset": 32, "pool": 96, "task": 12, "held_out": 8, "prompts": 16},
-    {"instruct": 640, "subset": 320, "pool": 960, "task": 80, "held_out": 64, "prompts": 96},
+    {"instruct": 480, "subset": 240, "pool": 720, "task": 80, "held_out": 64, "prompts": 96},
 )
 
 

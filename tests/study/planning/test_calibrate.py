@@ -14,6 +14,7 @@ from guardrail.core.files import read_jsonl, write_json, write_jsonl
 from guardrail.study.config import Study, build
 from guardrail.study.grid import Grid
 from guardrail.study.plan import describe, plan_parts, tasks_of
+from guardrail.study.planning import answers
 from guardrail.study.planning import calibrate as module
 from guardrail.study.planning.calibrate import SIZES, calibrate, tiny
 from guardrail.study.planning.devices import kind
@@ -48,6 +49,18 @@ def test_other_work_stretches_wall_times_of_a_cpu_machine_evenly():
     rate = fit(samples, by_processor=True)["align"]
     assert (rate.cpu_start_sec, rate.cpu_factor) == (pytest.approx(2), pytest.approx(1))
     assert (rate.start_sec, rate.factor) == (pytest.approx(4), pytest.approx(2))
+
+
+def test_what_disturbed_one_kind_is_no_property_of_it():
+    """Other work came while fine-tunings ran: their plan is stretched as everything else. A kind that keeps several
+    cores busy has less wall than processor time by itself."""
+    kinds = {"align": 1.1, "fine_tune": 2.4, "evaluate": 1.1, "subsets": 1.1, "parallel": 0.5}
+    samples = [Sample(kind, work, ratio * work, work) for kind, ratio in kinds.items() for work in (2, 10)]
+    rates = fit(samples, by_processor=True)
+    assert {kind: round(rate.factor, 6) for kind, rate in rates.items()} == {
+        **dict.fromkeys(("align", "fine_tune", "evaluate", "subsets"), 1.1),
+        "parallel": 0.5,
+    }
 
 
 def test_one_slow_run_of_three_does_not_decide():
@@ -112,9 +125,26 @@ def truth(counter, process, rng) -> float:
     return (start + rate * counter.work(process)[1]) * rng.normal(1, 0.03)
 
 
+def write_answers(root, jobs, n: int) -> None:
+    """Result files of ``n`` answers of 64 tokens: longer than a plan assumes."""
+    row = {"n_prompt_tokens": 70, "n_completion_tokens": 64, "finish_reason": "length", "sample": 0}
+    for job in jobs.values():
+        if job.stage in answers.STAGES:
+            write_json(root / job.products[0].files[0], {"results": [{**row, "id": str(i)} for i in range(n)]})
+
+
+def test_steps_and_tokens_are_those_of_the_batches(tmp_path):
+    """Batches of 64 rows, longest prompts first: the first ends after 9 + 1 steps, the second after the limit of 30."""
+    row = {"n_prompt_tokens": 90, "n_completion_tokens": 9, "finish_reason": "eos", "sample": 0}
+    rows = [{**row, "id": str(i)} for i in range(64)]
+    rows += [{**row, "n_prompt_tokens": 50, "n_completion_tokens": 30, "finish_reason": "length", "id": "x"}]
+    assert answers.count(rows[::-1]) == (10 + 30, 64 * 10 + 30)
+
+
 def test_a_study_takes_what_its_plan_says_after_a_calibration(with_rows, tmp_path, monkeypatch):
     """On a machine that is 1.4 times as slow as its processor time says: the calibration sees two tiny copies only, the
-    plan of the whole study is compared with what that machine takes for it, kind by kind, and for the schedule."""
+    plan of the whole study is compared with what that machine takes for it, kind by kind, and for the schedule. The
+    checkpoints of the copies answer at greater length than those of the study, which changes no rate."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
 
@@ -122,7 +152,9 @@ def test_a_study_takes_what_its_plan_says_after_a_calibration(with_rows, tmp_pat
         grid = Grid(build(Study, content, ""), folder / "outputs")
         grid.folder.mkdir(parents=True)
         parts = plan_parts(grid, HERE, whole=True)
-        cpu = {name: truth(parts.counter, process, rng) for name, process in parts.processes.items()}
+        write_answers(grid.folder, parts.jobs, grid.study.evaluation.limit)
+        counter = dataclasses.replace(parts.counter, answered=answers.answered(grid.folder, parts.jobs), counted={})
+        cpu = {name: truth(counter, process, rng) for name, process in parts.processes.items()}
         for name, process in parts.processes.items():
             note_process(grid.folder, process, {"wall_sec": 1.4 * cpu[name], "cpu_sec": cpu[name]})
         costs = {name: dataclasses.replace(cost, seconds=1.4 * cpu[name]) for name, cost in parts.costs.items()}
