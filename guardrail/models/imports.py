@@ -2,12 +2,13 @@
 
 transformers imports at start what only some of its models or some launches need: torch's compiler (for marks on
 functions that must not be compiled), tensor- and pipeline-parallel loading, scipy and scikit-learn. For an evaluation
-that takes seconds they are most of its time. `lean_transformers` makes two changes before it is imported:
+that takes seconds they are most of its time. `lean_transformers` makes three changes before it is imported:
 
 * transformers' own availability functions say that the parallel parts, scipy and scikit-learn are absent, a case that
   it supports;
 * torch's compiler, and what spreads models over ranks, are `Deferred` modules: the compiler's marks do nothing, nothing
-  is an instance of the others' classes, anything else imports the real one.
+  is an instance of the others' classes, anything else imports the real one;
+* what its models export is remembered from one start to the next (`guardrail.models.import_structure`).
 
 Only where nothing of it can matter: this process is one of our entry points (never a program that uses the library),
 is alone, has no GPU and does not use vLLM. Everywhere else transformers is imported as it comes.
@@ -30,6 +31,7 @@ from typing import Any
 
 from guardrail.core import cli
 from guardrail.core.ranks import world_size
+from guardrail.models.import_structure import remember_structure
 
 SWITCH = "GUARDRAIL_LEAN_IMPORTS"
 COMPILER = "torch._dynamo"
@@ -77,6 +79,7 @@ def lean_transformers() -> None:
         if name not in sys.modules:
             sys.modules[name] = Deferred(name, answers)
     sys.meta_path.insert(0, _Inside())
+    remember_structure()
     _say_absent(*ABSENT)
 
 
