@@ -1,5 +1,6 @@
 """What a study will cost, before anything runs: every number with what it rests on.
 
+answers       what generating answers took, counted from the answers: steps of its batches, and tokens
 assumptions   every assumed number with its unit and source; PLAN_ASSUME=name=value replaces one
 budget        the part of a study that answers its question best within so many GPU-hours
 calibrate     measure this machine with two tiny copies of the study: start and rate of every stage
