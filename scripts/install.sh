@@ -90,6 +90,7 @@ if [[ "$REQUIREMENTS" != requirements.txt ]]; then
     fi
 fi
 if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "$WANTED" ]]; then
+    rm -f "$STAMP" # half of a new set is no longer the old one
     LOG="$ENVIRONMENT/install.log"
     INSTALL=(-r "$REPO/$REQUIREMENTS")
     if [[ -n "$SOURCE" ]]; then # the same pins, align-anything from elsewhere

@@ -19,6 +19,7 @@ shift
 JOBS="${JOBS:-}"                # most jobs side by side; empty: the cores of a CPU machine, or GPUs and $CPU_JOBS
 CPU_JOBS="${CPU_JOBS:-2}"       # of these on a GPU machine: jobs that need no GPU
 TENSOR_PARALLEL="${TENSOR_PARALLEL:-1}" # GPUs of a job that does not train, on a GPU machine
+NODES="${NODES:-1}"             # with a profile: nodes of a training job, each with all of GPUS; their product is in its key
 OUTPUTS="${OUTPUTS:-outputs}"   # results go to $OUTPUTS/<study>/
 SIZE="${SIZE:-}"                # replace the study's subset sizes, e.g. 500 or 500,1000
 SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
@@ -47,12 +48,16 @@ CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SET" ]] || CHECK+=(--set "$SET")
 [[ -z "$PROMPTS" ]] || CHECK+=(--prompts "$PROMPTS")
 if [[ " $* " == *" --plan "* ]]; then
-    "${CHECK[@]}" --ranks "$NUM_PROCESSES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL" "$@"
+    "${CHECK[@]}" --ranks "$NUM_PROCESSES" --nodes "$NODES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL" "$@"
     exit
 fi
 if [[ " $* " == *" --dry-run "* || " $* " == *" -n "* ]]; then
-    "${CHECK[@]}" --dry_run --ranks "$NUM_PROCESSES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL"
+    "${CHECK[@]}" --dry_run --ranks "$NUM_PROCESSES" --nodes "$NODES" "--gpu_names=$GPUS" --gpus_per_job "$TENSOR_PARALLEL"
     exit
+fi
+if [[ "$NODES" != 1 && " $* " != *" --profile"* ]]; then
+    echo "error: NODES=$NODES needs a scheduler that gives nodes: add --profile workflow/profiles/slurm, or name them in HOSTFILE" >&2
+    exit 2
 fi
 value() { python -c 'import json, sys; print(json.loads(sys.argv[1])[sys.argv[2]])' "$1" "$2"; }
 PLAN="$("${CHECK[@]}")"
@@ -63,7 +68,7 @@ exec 9>"$(dirname "$CONFIG")/.lock"
 flock -n 9 || { echo "waiting for an earlier run of this study to end (its jobs are still running) ..." >&2 && flock 9; }
 
 schedule() {
-    python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES" \
+    python -m guardrail.study.schedule "$CONFIG" --outputs "$OUTPUTS" --ranks "$NUM_PROCESSES" --nodes "$NODES" \
         "--gpus=$GPUS" --gpus_per_job "$TENSOR_PARALLEL" "$@"
 }
 run_scheduled() {

@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--budget", type=positive_hours, help="propose the best part within so many hours, for --plan")
     parser.add_argument("--earlier", help="study.json whose variances --budget counts on")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs that would run and why; write nothing")
-    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, for both")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job per node, for both")
+    parser.add_argument("--nodes", type=positive_int, default=1, help="nodes of a training job, likewise")
     parser.add_argument("--gpu_names", default="", help="GPUs that the jobs share, as 0,1,2,3, for both")
     parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="of a job that does not train, likewise")
     args = parser.parse_args(argv)
@@ -121,15 +122,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
         if Path(study.safety_pool.source).exists():
             pool_rows(study)
-        machine = this_machine(args.gpu_names, args.gpus_per_job)
-        return plan_command(grid, args.study, machine, args.ranks, args.calibrate, args.budget, args.earlier)
+        machine, ranks = this_machine(args.gpu_names, args.gpus_per_job, args.nodes), args.ranks * args.nodes
+        return plan_command(grid, args.study, machine, ranks, args.calibrate, args.budget, args.earlier)
     if args.calibrate or args.budget or args.earlier:
         raise UserError("--calibrate, --budget and --earlier belong to --plan; add --plan")
     plan = check_study(study, args.outputs)
     if args.dry_run:
         from guardrail.study.schedule import dry_run
 
-        return {**plan, **dry_run(grid, args.ranks, this_machine(args.gpu_names, args.gpus_per_job))}
+        return {**plan, **dry_run(grid, args.ranks, this_machine(args.gpu_names, args.gpus_per_job, args.nodes))}
     path = grid.folder / "study_config.json"
     resolved = as_dict(study)
     if not path.is_file() or read_json(path) != _plain(resolved):

@@ -20,6 +20,7 @@ PASSED = (
         "GPUS",
         "NUM_PROCESSES",
         "HOSTFILE",
+        "MASTER_ADDR",
         "GUARDRAIL_REMOTE",
         "CUDA_*",
         "NVIDIA_*",

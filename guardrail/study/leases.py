@@ -40,11 +40,13 @@ GRACE_SEC = 10.0
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a schedule was made: its GPUs (none: a CPU machine), how many "one" is, and its SLURM job."""
+    """Where a schedule was made: its GPUs (none: a CPU machine), how many "one" is, its SLURM job, and how many nodes
+    a training job takes, each with as many GPUs."""
 
     gpus: tuple[str, ...] = ()
     per_job: int = 1
     slurm_job: str | None = None
+    nodes: int = 1
 
     def needed(self, gpus: str) -> int:
         """GPUs of a job that says "all", "one" or "none"."""
@@ -68,7 +70,8 @@ CPU_MACHINE = Machine()
 def devices_of(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """The variables with which the stage of ``job`` sees its GPUs and no other; waits until they are free.
 
-    Only a job that takes all GPUs takes other nodes, those of HOSTFILE, as well.
+    Only a job that takes all GPUs takes other nodes as well: those of HOSTFILE, or of its SLURM job
+    (`guardrail.study.allocation`).
     Raises ``UserError`` where the scheduler gave others than the schedule counted on.
     """
     with _gpus_of(job, machine, ranks, shell) as variables:
@@ -108,10 +111,11 @@ def allocated(job: Wants, machine: Machine, ranks: int, shell: Mapping[str, str]
         return {}
     if not given:
         raise UserError(f"{job.name} needs a GPU and its SLURM job has none; give its stage a gres in the profile")
-    if job.gpus == "all" and not shell.get("HOSTFILE") and len(given) != ranks:
+    if job.gpus == "all" and not shell.get("HOSTFILE") and len(given) * machine.nodes != ranks:
+        node = f" on each of {machine.nodes} nodes" if machine.nodes > 1 else ""
         raise UserError(
-            f"{job.name} is scheduled with {ranks} processes and its SLURM job has {len(given)} GPUs; make gres in the "
-            "profile and GPUS of the study name as many (the number decides the result)"
+            f"{job.name} is scheduled with {ranks} processes and its SLURM job has {len(given)} GPUs{node}; make gres "
+            "in the profile and GPUS of the study name as many (the number decides the result)"
         )
     return seen(given)
 

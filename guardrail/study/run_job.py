@@ -31,6 +31,7 @@ from guardrail.core.files import read_json
 from guardrail.core.places import RESOURCES, WORK
 from guardrail.core.provenance import JOB_KEY_VARIABLE
 from guardrail.core.steps import DONE, FAILED, LEFT_OUT, STARTED, Status, Step, read_status, write_steps
+from guardrail.study.allocation import nodes_of_job
 from guardrail.study.disk import room
 from guardrail.study.environment import stage_environment
 from guardrail.study.jobs import Job
@@ -310,6 +311,8 @@ def _run_held(
         with contextlib.ExitStack() as held:
             held.enter_context(space(root, run_now, weights))
             devices = held.enter_context(devices_of(dataclasses.replace(process, gpus=wanted), machine, ranks, shell))
+            if wanted == "all" and machine.nodes > 1:
+                devices |= nodes_of_job(root / STEPS, machine.nodes, ranks, shell)
             started = time.time()  # waiting for a GPU is not the job's time
             while run_now.pending:
                 todo = list(run_now.pending.values())

@@ -95,13 +95,15 @@ def without_failed(grid: Grid, jobs: dict[str, Job], names: list[str], since: fl
     return [name for name in names if name in out]
 
 
-def all_ranks(ranks: int) -> int:
-    """Processes of a training job: ``ranks`` of this node, or the slots of all nodes in ``HOSTFILE``.
+def all_ranks(ranks: int, nodes: int = 1) -> int:
+    """Processes of a training job: ``ranks`` on each of ``nodes``, or the slots of all nodes in ``HOSTFILE``.
 
-    Raises ``UserError`` for a hostfile that cannot be read.
+    Raises ``UserError`` for a hostfile that cannot be read, and where both say how many nodes there are.
     """
     hostfile = os.environ.get("HOSTFILE")
-    return sum(node.slots for node in read_hostfile(Path(hostfile))) if hostfile else ranks
+    if hostfile and nodes > 1:
+        raise UserError(f"NODES={nodes} and HOSTFILE={hostfile} both say how many nodes a training takes; unset one")
+    return sum(node.slots for node in read_hostfile(Path(hostfile))) if hostfile else ranks * nodes
 
 
 def recorded_setup(grid: Grid) -> tuple[str, int]:
@@ -175,12 +177,15 @@ def read_weights(path: Path) -> Weights:
     return Weights(**read_json(path)["weights"])
 
 
-def this_machine(gpus: str, per_job: int) -> Machine:
-    """The GPUs ``gpus`` (`0,1,2,3`; empty on a CPU machine). Raises ``UserError`` where a job wants more."""
+def this_machine(gpus: str, per_job: int, nodes: int = 1) -> Machine:
+    """The GPUs ``gpus`` (`0,1,2,3`; empty on a CPU machine) of every node.
+
+    Raises ``UserError`` where a job wants more.
+    """
     names = split_names(gpus, "--gpus")
     if names and per_job > len(names):
         raise UserError(f"TENSOR_PARALLEL={per_job} is more than the {len(names)} GPUs of GPUS={gpus}")
-    return Machine(tuple(names), per_job, os.environ.get(SLURM_JOB))
+    return Machine(tuple(names), per_job, os.environ.get(SLURM_JOB), nodes)
 
 
 def reasons(jobs: dict[str, Job], states: dict[str, dict[str, State]], names: list[str]) -> list[str]:
@@ -237,7 +242,7 @@ def dry_run(grid: Grid, ranks: int, machine: Machine = CPU_MACHINE) -> dict[str,
     ``n_run`` and ``run``: the processes that would be started.
     """
     refresh_hub_names(grid.study)
-    jobs = make_jobs(grid, choose_trainer(grid.study), all_ranks(ranks))
+    jobs = make_jobs(grid, choose_trainer(grid.study), all_ranks(ranks, machine.nodes))
     states = job_states(grid, jobs)
     names = to_run(jobs, states)
     processes = make_processes(jobs, names, machine)
@@ -261,19 +266,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = Parser(prog="guardrail.study.schedule", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study_config", help="the resolved study written by guardrail.study.check")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
-    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job")
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job, on each node")
+    parser.add_argument("--nodes", type=positive_int, default=1, help="of a training job; a scheduler gives them")
     parser.add_argument("--gpus", default="", help="GPUs that the jobs share, as 0,1,2,3; empty on a CPU machine")
     parser.add_argument("--gpus_per_job", type=positive_int, default=1, help="GPUs of a job that does not train")
     parser.add_argument("--failed_since", type=float, help="go on without what failed since then (seconds since 1970)")
     args = parser.parse_args(argv)
-    machine = this_machine(args.gpus, args.gpus_per_job)
+    machine = this_machine(args.gpus, args.gpus_per_job, args.nodes)
     grid = Grid(build(Study, read_json(args.study_config), ""), args.outputs)
     if grid.study.sandbox:
         make_sandbox_models(grid.study)
     if args.failed_since is None:  # a run reads one state of the hub, and has one trainer
         refresh_hub_names(grid.study)
     trainer = choose_trainer(grid.study) if args.failed_since is None else recorded_setup(grid)[0]
-    ranks = all_ranks(args.ranks)
+    ranks = all_ranks(args.ranks, args.nodes)
     jobs = make_jobs(grid, trainer, ranks)
     keep = grid.study.keep
     for job in filter(trains, jobs.values()):  # no job runs now

@@ -15,9 +15,10 @@ import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.study import leases, run_job
+from guardrail.study.allocation import nodes_of_job
 from guardrail.study.jobs import Job
 from guardrail.study.leases import Machine, devices_of, lease
-from guardrail.study.schedule import this_machine
+from guardrail.study.schedule import all_ranks, this_machine
 
 from .toy_jobs import ToyStudy
 
@@ -185,6 +186,36 @@ def test_in_a_slurm_job_the_allocation_decides(tmp_path, monkeypatch):
     inside = Machine(("5",), 1, "8")
     with devices_of(job("one"), inside, 1, {**shell, leases.FOLDER_VARIABLE: str(tmp_path)}) as variables:
         assert variables["GPUS"] == "5" and leases.TOKEN_VARIABLE in variables
+
+
+def test_a_training_job_on_several_nodes(tmp_path, monkeypatch):
+    """NODES=2 with a SLURM profile: as many GPUs on each, and a hostfile of the job's nodes."""
+    monkeypatch.setattr(leases, "listed", dict)
+    two = this_machine("0,1", 1, nodes=2)
+    shell = {"SLURM_JOB_ID": "8", "SLURM_JOB_NODELIST": "node[1-2]", "CUDA_VISIBLE_DEVICES": "0,1"}
+    with devices_of(job("all"), two, 4, shell) as variables:
+        assert variables["GPUS"] == "0,1"
+    with pytest.raises(UserError, match="has 2 GPUs on each of 2 nodes"), devices_of(job("all"), two, 8, shell):
+        pass
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    variables = nodes_of_job(tmp_path / "steps", 2, 4, shell)
+    assert Path(variables["HOSTFILE"]).read_text() == "node1 slots=2\nnode2 slots=2\n"
+    assert variables["GUARDRAIL_REMOTE"] == "srun"
+    with pytest.raises(UserError, match="scheduled on 3 nodes and its SLURM job has 2"):
+        nodes_of_job(tmp_path / "steps", 3, 6, shell)
+    with pytest.raises(UserError, match="start the study with --profile"):
+        nodes_of_job(tmp_path / "steps", 2, 4, {})
+
+
+def test_nodes_are_named_once(monkeypatch):
+    assert all_ranks(4) == 4 and all_ranks(4, 2) == 8
+    monkeypatch.setenv("HOSTFILE", "hosts")
+    with pytest.raises(UserError, match="NODES=2 and HOSTFILE=hosts both say"):
+        all_ranks(4, 2)
 
 
 def test_locks_of_somebody_else_are_refused(tmp_path, monkeypatch):
