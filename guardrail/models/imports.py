@@ -4,8 +4,8 @@ transformers imports at start what only some of its models or some launches need
 functions that must not be compiled), tensor- and pipeline-parallel loading, scipy and scikit-learn. For an evaluation
 that takes seconds they are most of its time. `lean_transformers` makes three changes before it is imported:
 
-* transformers' own availability functions say that the parallel parts, scipy and scikit-learn are absent, a case that
-  it supports;
+* transformers' own availability functions say that the parallel parts, scipy, scikit-learn and torchvision (which wants
+  the compiler) are absent, a case that it supports;
 * torch's compiler, and what spreads models over ranks, are `Deferred` modules: the compiler's marks do nothing, nothing
   is an instance of the others' classes, anything else imports the real one;
 * what its models export is remembered from one start to the next (`guardrail.models.import_structure`).
@@ -39,7 +39,7 @@ MARKS = ("allow_in_graph", "assume_constant_result", "disable", "disallow_in_gra
 MASKS = f"{COMPILER}._trace_wrapped_higher_order_op"
 SHARDED = "torch.distributed.fsdp"
 SPREAD = "torch.distributed.tensor"
-ABSENT = ("is_torch_distributed_available", "is_scipy_available", "is_sklearn_available")
+ABSENT = ("is_torch_distributed_available", "is_scipy_available", "is_sklearn_available", "is_torchvision_available")
 BEFORE = ("transformers.utils", "guardrail.generation.vllm_engine", "vllm", "deepspeed", COMPILER)
 
 

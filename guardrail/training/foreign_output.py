@@ -17,6 +17,7 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_jsonl, write_json
 from guardrail.models.checkpoints import check_checkpoint_files, read_object
+from guardrail.training.trainers import OUR_TRAINER
 
 LOSS_TAG = "train/loss"
 WANDB_MAGIC = b":W&B\xe1\xbe\x00"
@@ -175,7 +176,8 @@ def finish_weights(folder: Path, base: str | Path) -> dict[str, Any]:
     says another type than the weights have, or that the cache is off, is mended: it was written for training. What ends
     an answer (``generation_config.json``) is taken from ``base`` where the trainer left none.
 
-    Raises ``UserError`` where weights, configuration or tokenizer are missing or cut off.
+    Raises ``UserError`` where weights, configuration or tokenizer are missing or cut off, and where the tensors are not
+    those of ``base``.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"the trainer left no model in {folder}: no config.json")
@@ -188,8 +190,9 @@ def finish_weights(folder: Path, base: str | Path) -> dict[str, Any]:
     for file in (*torch_files, folder / "pytorch_model.bin.index.json"):
         file.unlink(missing_ok=True)
     check_checkpoint_files(folder)
-    types, n_tensors = tensor_types(folder)
+    types, shapes = tensors_of(folder)
     config = read_object(folder / "config.json")
+    check_tensors(shapes, tensors_of(Path(base))[1], bool(config.get("tie_word_embeddings")))
     name = "dtype" if "dtype" in config else "torch_dtype"
     told = config.get(name)
     if len(types) == 1:
@@ -202,7 +205,7 @@ def finish_weights(folder: Path, base: str | Path) -> dict[str, Any]:
         "format": "torch" if torch_files else "safetensors",
         "dtype": types[0] if len(types) == 1 else types,
         "config_said_dtype": told,
-        "n_tensors": n_tensors,
+        "n_tensors": len(shapes),
     }
 
 
@@ -227,19 +230,42 @@ def _convert(folder: Path, files: list[Path]) -> None:
         shutil.copymode(folder / "config.json", file)  # it makes them readable for the user alone
 
 
-def tensor_types(folder: Path) -> tuple[list[str], int]:
-    """The types of a checkpoint's tensors (sorted names as ``float32``), and how many tensors there are."""
+def tensors_of(folder: Path) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """The types of a checkpoint's tensors (sorted, as ``float32``), and name -> shape, of its safetensors files."""
     from safetensors import safe_open
 
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    found, count = set(), 0
+    found, shapes = set(), {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - no mapping
-                kind = handle.get_slice(name).get_dtype()
-                found.add(names.get(kind, kind))
-                count += 1
-    return sorted(found), count
+                part = handle.get_slice(name)
+                found.add(names.get(part.get_dtype(), part.get_dtype()))
+                shapes[name] = tuple(part.get_shape())
+    return sorted(found), shapes
+
+
+def check_tensors(shapes: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]], tied: bool) -> None:
+    """Refuse weights that are not the base model's tensors, trained: adapters' names, parts of what was spread out.
+
+    ``base`` is empty where it has no safetensors; then only tensors without a value are found. Rows of the vocabulary
+    may have been added. Tables of rotary positions in old checkpoints count for nothing.
+    """
+    again = f"; this training needs SFT_MODULE={OUR_TRAINER} or another DS_CONFIG"
+    empty = [name for name, shape in shapes.items() if 0 in shape]
+    if empty:
+        raise UserError(f"the trainer saved {len(empty)} tensors without a value, the first: {empty[0]}{again}")
+    if not base:
+        return
+    ignored = {"lm_head.weight"} if tied else set()
+    for name in sorted(shapes.keys() ^ base.keys()):
+        if name not in ignored and not name.endswith("inv_freq"):
+            what = "left out" if name in base else "added"
+            raise UserError(f"the trainer {what} the tensor {name} of the model that it started from{again}")
+    for name in shapes.keys() & base.keys():
+        grown = shapes[name][1:] == base[name][1:] and shapes[name][:1] > base[name][:1]
+        if shapes[name] != base[name] and not (grown and ("embed" in name or "lm_head" in name)):
+            raise UserError(f"the trainer saved {name} as {shapes[name]}, and the model has {base[name]}{again}")
 
 
 def log_files(folder: Path) -> list[Path]:

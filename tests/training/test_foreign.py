@@ -317,6 +317,36 @@ def test_weights_that_are_incomplete_are_one_line(saved, golden_model, harm):
     assert not list(saved.glob("*.safetensors"))
 
 
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+def test_a_grown_vocabulary_and_old_tables_are_no_other_model():
+    base = {EMBEDDING: (100, 8), HEAD: (100, 8), NORM: (8,)}
+    output_of.check_tensors({**base, EMBEDDING: (101, 8), HEAD: (101, 8)}, base, False)
+    output_of.check_tensors(base, {**base, "model.layers.0.self_attn.rotary_emb.inv_freq": (4,)}, False)
+    output_of.check_tensors({EMBEDDING: (100, 8), NORM: (8,)}, base, True)
+    output_of.check_tensors({"any": (1,)}, {}, False)  # a base in torch's format is not read
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({NORM: (0,)}, "saved 1 tensors without a value, the first: model.norm.weight"),  # ZeRO 3 kept its parts
+        ({"base_model.model.lm_head.weight": (100, 8)}, "added the tensor base_model.model.lm_head.weight"),
+        ({HEAD: None}, "left out the tensor lm_head.weight"),
+        ({NORM: (4,)}, r"saved model.norm.weight as \(4,\), and the model has \(8,\)"),
+        ({NORM: (9,)}, "saved model.norm.weight as"),
+        ({EMBEDDING: (90, 8)}, "saved model.embed_tokens.weight as"),
+    ],
+)
+def test_tensors_of_another_model_are_one_line(changes, words):
+    base = {EMBEDDING: (100, 8), HEAD: (100, 8), NORM: (8,)}
+    shapes = {name: shape for name, shape in {**base, **changes}.items() if shape is not None}
+    with pytest.raises(UserError, match=words) as caught:
+        output_of.check_tensors(shapes, base, False)
+    assert "\n" not in str(caught.value) and f"SFT_MODULE={OUR_TRAINER}" in str(caught.value)
+
+
 # ---- a whole run of a made-up trainer
 
 
