@@ -1,9 +1,9 @@
 """docs/howto_4gpu_node.md, word for word: a hub on loopback, toy models, only sizes changed.
 
 Steps 2 to 4 in a copy of what they use. With GUARDRAIL_LONG_TESTS=1 the whole page in one shell, from `git clone` to
-the report, with two of the four tasks (minutes); in align-anything's environment, where ALIGN_ANYTHING says where it comes
-from, the page's other way: with its environment and its trainer. What step 7 runs is in tests/study/test_slurm_study.py
-and tests/core/test_two_nodes.py.
+the report, with two of the four tasks (minutes). In align-anything's environment, where ALIGN_ANYTHING says where it
+comes from, it takes the page's other way: that environment, and that trainer. What step 7 runs is in
+tests/study/test_slurm_study.py, tests/study/test_slurm.py and tests/core/test_two_nodes.py.
 """
 
 from __future__ import annotations
