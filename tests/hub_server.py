@@ -325,7 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts[:2] == ["api", "whoami-v2"]:
             if self.token not in self.hub.tokens:
                 raise Problem(401, "", "Invalid username or password.")
-            self.send_json({"type": "user", "name": "somebody", "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+            auth = {"type": "access_token", "accessToken": {"displayName": "mine", "role": "write"}}
+            self.send_json({"type": "user", "name": "somebody", "auth": auth, "orgs": []})
         elif parts[:3] == ["api", "repos", "create"]:
             self.create_repo()
         elif parts[:2] == ["api", "validate-yaml"]:

@@ -171,7 +171,12 @@ def test_the_page_from_top_to_bottom(tmp_path, tmp_path_factory):
     with published(tmp_path_factory.mktemp("published")) as hub, open(tmp_path / "page.err", "w") as errors:
         shell |= hub.environment(tmp_path / "home", "granted")
         command = ["bash", "-euo", "pipefail", str(tmp_path / "page.sh")]
-        code = subprocess.run(command, cwd=checkout, env=shell, stdout=errors, stderr=errors).returncode
+        keyboard = {
+            "input": "granted\nn\n",
+            "text": True,
+            "start_new_session": True,
+        }  # older hub clients ask in any case
+        code = subprocess.run(command, cwd=checkout, env=shell, stdout=errors, stderr=errors, **keyboard).returncode
     said = (tmp_path / "page.err").read_text()
     assert code == 0, said[-4000:]
     the_data_and_the_feature_model_are_there(checkout)
