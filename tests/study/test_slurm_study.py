@@ -94,7 +94,7 @@ def the_block(words: str, study: Path, gpus: str) -> str:
     return text.rstrip() + " --slurm-init-seconds-before-status-checks 4"
 
 
-@pytest.mark.parametrize(("words", "gpus", "nodes"), [("export DEVICE=gpu", "0,1", 1), ("NODES=2", "0", 2)])
+@pytest.mark.parametrize(("words", "gpus", "nodes"), [("DEVICE=gpu GPUS=", "0,1", 1), ("NODES=2", "0", 2)])
 def test_a_study_of_real_stages_runs_through_the_profile_to_its_report(cluster, world, tmp_path, words, gpus, nodes):
     """Two ranks of a training: two GPUs of one node, or one of each of two."""
     log = tmp_path / "jobs.txt"
