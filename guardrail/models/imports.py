@@ -21,6 +21,7 @@ generation are not there, and ``torch.compile`` would not see transformers' mark
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -81,6 +82,9 @@ def lean_transformers() -> None:
     sys.meta_path.insert(0, _Inside())
     remember_structure()
     _say_absent(*ABSENT)
+    if importlib.metadata.version("transformers").startswith("4."):  # it loads FSDP to learn that no model uses it
+        sharding: Any = importlib.import_module("transformers.integrations.fsdp")
+        sharding.is_fsdp_managed_module = _absent
 
 
 def import_schedules() -> types.ModuleType:
