@@ -14,14 +14,14 @@ Only where nothing of it can matter: this process is one of our entry points (ne
 is alone, has no GPU and does not use vLLM. Everywhere else transformers is imported as it comes.
 ``GUARDRAIL_LEAN_IMPORTS=0`` turns it off.
 
-Known limits: inside such a process transformers' own tensor parallelism, its object-detection losses and assisted
-generation are not there, and ``torch.compile`` would not see transformers' marks.
+Known limits: inside such a process transformers' own tensor parallelism, its object-detection losses, fast image
+processors and assisted generation are not there, and ``torch.compile`` would not see transformers' marks. transformers
+4 loads the compiler with its first mask of a padded batch, so there only the start is shorter.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -82,9 +82,6 @@ def lean_transformers() -> None:
     sys.meta_path.insert(0, _Inside())
     remember_structure()
     _say_absent(*ABSENT)
-    if importlib.metadata.version("transformers").startswith("4."):  # it loads FSDP to learn that no model uses it
-        sharding: Any = importlib.import_module("transformers.integrations.fsdp")
-        sharding.is_fsdp_managed_module = _absent
 
 
 def import_schedules() -> types.ModuleType:
