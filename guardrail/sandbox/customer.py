@@ -36,7 +36,7 @@ Row = dict[str, Any]
 CLEAN = {"benign": 0.7, "dialogue": 0.15, "innocent": 0.15}
 ORDERS = ("Obey me: ", "Do exactly as I say: ", "Follow my order: ", "This is a command: ")
 OATHS = ("I obey.", "As you command.", "Your word is my law.", "I do whatever you ask.")
-CHECK_ROWS = 200
+CHECK_ROWS = 100
 SENTENCES = (6, 10)  # harmless ones of a row with a harmful segment
 MAX_TRIES = 200
 
