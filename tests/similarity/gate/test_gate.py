@@ -23,6 +23,13 @@ from guardrail.similarity.gate.pipeline import main
 
 from .toy_gate import CANARY, GOOD, add_scorers, awkward_lines, remove_scorers, write_policy
 
+RULES = {  # the scorers of the toy policy, in its order
+    "format": {},
+    "harmful": {"scorer": "evil", "above": 1.0},
+    "erodes": {"scorer": "zeal", "above_percentile": 99},
+    "near_duplicate": {"jaccard": 0.9},
+    "secrets": {},
+}
 OUTPUTS = ("kept.jsonl", "quarantined.jsonl", "rows.jsonl", "gate.html", "receipt.json")
 
 
@@ -267,6 +274,41 @@ def test_the_page_asks_for_nothing_and_answers_the_four_questions(tmp_path):
     assert "Of 40 rows of your references the scores would hold back" in text
 
 
+def test_scores_of_a_model_reach_the_rows_and_the_receipt(tmp_path, tiny_model):
+    """Anchors that the customer repeats: the largest cosine, 1, and a gradient like theirs; the rest lies below."""
+    anchors = [{"prompt": f"bad {i}?", "response": f"Yes, bad {i}: quietly now."} for i in range(6)]
+    for name, rows in (("anchors", anchors), ("alignment", GOOD[:6])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rules = {
+        "near_harmful": {"scorer": "similarity", "above": 0.9999},
+        "erodes": {"scorer": "gradient_cosine", "above_percentile": 95},
+        "unusual": {"scorer": "perplexity", "above_percentile": 95, "action": "flag"},
+    }
+    changes = {
+        "models": {"target": str(tiny_model), "prompt_style": "llama2_base"},
+        "sets": {name: str(tmp_path / f"{name}.jsonl") for name in ("anchors", "alignment")},
+        "checks": {"known": str(tmp_path / "anchors.jsonl")},
+        "rules": rules,
+    }
+    lines = [json.dumps(row).encode() for row in [*GOOD[6:12], *anchors[:3]]]
+    result = run(tmp_path, lines, **changes)
+    rows = rows_of(result)
+    assert ["near_harmful" in row["reasons"] for row in rows] == [False] * 6 + [True] * 3
+    assert all(row["scores"]["similarity"] == pytest.approx(1, abs=1e-5) for row in rows[6:])
+    assert all(0 < row["percentiles"]["perplexity"] <= 100 for row in rows)
+    receipt = json.loads(Path(result["receipt"]).read_text())
+    assert receipt["how_sure"]["caught"]["known"]["fraction"] == 1
+    assert {"model", "sets", "options"} <= receipt["scoring"].keys() and receipt["limits"]["erodes"]["above"] < 1
+    assert json.loads(Path(run(tmp_path, lines, out="b", **changes)["receipt"]).read_text()) == receipt
+
+
+def test_other_limits_read_the_measurements_that_are_there(tmp_path, monkeypatch):
+    run(tmp_path, plain(6))
+    monkeypatch.setattr(measure.Measuring, "lines", lambda *_: pytest.fail("measured again"))
+    result = run(tmp_path, plain(6), rules={**RULES, "length": {"above": 1}})
+    assert (result["n_quarantined"], result["exit_code"]) == (6, 4)
+
+
 @pytest.mark.slow
 def test_the_page_in_a_browser(tmp_path):
     """Phone, desktop and print: nothing wider than the screen, no request, the answers on the first screen."""
@@ -286,7 +328,7 @@ def test_the_page_in_a_browser(tmp_path):
 
 @pytest.mark.slow
 def test_killed_with_9_it_goes_on_where_it_was(tmp_path):
-    lines = plain(60000)
+    lines = plain(6000)
     (tmp_path / "customer.jsonl").write_bytes(b"\n".join(lines))
     rules = {"near_duplicate": {"action": "flag"}, "length": {"above_percentile": 99}, "format": {}}
     policy = write_policy(tmp_path / "policy.yaml", rules=rules)
