@@ -51,6 +51,7 @@ COMMANDS = {
     "plan": ("what a study will cost; runs nothing", "study_plan"),
     "study": ("run a whole study, or go on with it", "study"),
     "export": ("a finished study as a bundle without any text", "guardrail.study.export"),
+    "card": ("a card with safety numbers for a checkpoint or a subset, and its upload", "guardrail.study.card"),
     "sandbox_data": ("write the sandbox's data set", "datasets/sandbox/generate.py"),
     "sandbox_models": ("train the sandbox's tiny models", "datasets/sandbox/train_models.py"),
     "bench": ("memory and speed of a model's shape; or a benchmark: safety, similarity, training, gpu_goals", "bench"),
