@@ -46,7 +46,11 @@ def test_the_page_from_top_to_bottom(checkout):
     assert len(blocks) == 4
     venv = Path(sys.executable).parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GUARDRAIL")}
-    environment |= {"PATH": f"{venv}:{os.environ['PATH']}", "VIRTUAL_ENV": str(venv.parent), "PYTHONPATH": str(checkout)}
+    environment |= {
+        "PATH": f"{venv}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(venv.parent),
+        "PYTHONPATH": str(checkout),
+    }
     said = []
     for block in blocks:
         done = subprocess.run(

@@ -130,8 +130,8 @@ def test_safety_rows_take_the_place_of_rows_or_are_added(rows, further):
 
 def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tmp_path):
     scores = tmp_path / "scores.jsonl"
-    lines = [{"id": row["id"], "length": float(i), "random": 1.0} for i, row in enumerate(rows)]
-    lines[-1]["length"] = None  # not applicable
+    lines = [{"id": row["id"], "scores": {"length": float(i), "random": 1.0}} for i, row in enumerate(rows)]
+    lines[-1]["scores"]["length"] = None  # not applicable
     write_jsonl(scores, lines)
     kept = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25", "budget=fewer")).rows(rows)
     assert [row["id"] for row in kept] == [row["id"] for row in (*rows[:23], rows[-1])]
@@ -148,6 +148,9 @@ def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tm
     ties = make_defence("row_filter", (f"scores={scores}", "scorer=random", "share=0.25"))
     assert {row["id"] for row in ties.rows(rows)} == {row["id"] for row in ties.rows(rows[::-1])}
     with pytest.raises(UserError, match="choose with scorer=NAME"):
+        make_defence("row_filter", (f"scores={scores}",)).rows(rows)
+    write_jsonl(scores, [{"id": "a", "length": 1.0}])
+    with pytest.raises(UserError, match="holds no scores"):
         make_defence("row_filter", (f"scores={scores}",)).rows(rows)
     write_jsonl(scores, lines[1:])
     with pytest.raises(UserError, match="has no score of 1 rows"):

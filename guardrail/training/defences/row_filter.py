@@ -28,7 +28,7 @@ class RowFilter(Defence):
     resumable = True
 
     share: float = option(0.1, "share of the rows that is left out", parse=fraction)
-    scores: str = option("", "file with a line per row: id and one number per scorer", decides=False)
+    scores: str = option("", "file of scores, as similarity/score_rows.py writes it", decides=False)
     scorer: str = option("", "which of them; needed where there are several")
     budget: str = option(
         "repeat", "repeat: as many rows as before; fewer: those that stay", choices=("repeat", "fewer")
@@ -66,14 +66,16 @@ class RowFilter(Defence):
         for _, found in read_file(self.files()["scores"]):
             inside = found.get("scores")  # similarity/score_rows.py's; other files may have the scores beside the id
             line = {"id": found["id"], **inside} if isinstance(inside, dict) and "id" in found else found
-            names = [name for name, value in line.items() if name != "id" and isinstance(value, int | float | None)]
-            name = self.scorer or (names[0] if len(names) == 1 else "")
-            if "id" not in line or name not in line:
+            found = line.get("scores")
+            if "id" not in line or not isinstance(found, dict):
+                raise UserError(f"{self.scores} holds no scores; expected the file of similarity/score_rows.py")
+            name = self.scorer or (next(iter(found)) if len(found) == 1 else "")
+            if name not in found:
                 raise UserError(
-                    f"{self.scores}: no score {name or 'that is the only one'!r} in a line with {', '.join(line)}; "
-                    "choose with scorer=NAME"
+                    f"{self.scores}: no score {name or 'that is the only one'!r} among {', '.join(found)}; choose with "
+                    "scorer=NAME"
                 )
-            out[str(line["id"])] = math.nan if line[name] is None else float(line[name])
+            out[str(line["id"])] = math.nan if found[name] is None else float(found[name])
         return out
 
 
