@@ -135,13 +135,6 @@ def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tm
     write_jsonl(scores, lines)
     kept = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25", "budget=fewer")).rows(rows)
     assert [row["id"] for row in kept] == [row["id"] for row in (*rows[:23], rows[-1])]
-    nested = tmp_path / "nested.jsonl"  # the form of similarity/score_rows.py
-    split = [({name: line[name] for name in ("id",)}, {k: v for k, v in line.items() if k != "id"}) for line in lines]
-    write_jsonl(nested, [{**head, "scores": values, "reasons": {}} for head, values in split])
-    assert (
-        make_defence("row_filter", (f"scores={nested}", "scorer=length", "share=0.25", "budget=fewer")).rows(rows)
-        == kept
-    )
     as_many = make_defence("row_filter", (f"scores={scores}", "scorer=length", "share=0.25")).rows(rows)
     assert as_many[:24] == kept and len({row["id"] for row in as_many}) == 32
     assert {row["id"].removesuffix("#again1") for row in as_many} == {row["id"] for row in kept}

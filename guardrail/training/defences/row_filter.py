@@ -63,9 +63,7 @@ class RowFilter(Defence):
     def read(self) -> dict[str, float]:
         """Id -> score, NaN where there is none."""
         out = {}
-        for _, found in read_file(self.files()["scores"]):
-            inside = found.get("scores")  # similarity/score_rows.py's; other files may have the scores beside the id
-            line = {"id": found["id"], **inside} if isinstance(inside, dict) and "id" in found else found
+        for _, line in read_file(self.files()["scores"]):
             found = line.get("scores")
             if "id" not in line or not isinstance(found, dict):
                 raise UserError(f"{self.scores} holds no scores; expected the file of similarity/score_rows.py")
