@@ -73,6 +73,11 @@ def restart_clock() -> None:
     START_SEC = time.time()
 
 
+def utc_now() -> str:
+    """Date and time, to the second, with the zone."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def run_record(stage: str, config: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """The ``run`` block: ``stage``, resolved ``config``, ``facts`` (hashes, n, seeds) and the environment."""
     key = os.environ.get(JOB_KEY_VARIABLE)
@@ -84,6 +89,6 @@ def run_record(stage: str, config: dict[str, Any], **facts: Any) -> dict[str, An
         "git": git_state(),
         "versions": library_versions(),
         "hardware": hardware(),
-        "time_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time_utc": utc_now(),
         "wall_sec": round(time.time() - START_SEC, 3),
     }

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.statistics.crossed import Spread, crossed_bootstrap, paired_difference
+from guardrail.statistics.crossed import crossed_bootstrap, crossed_spread, paired_difference
 
 N_RESAMPLES = 1000
 HALF = 0.5
@@ -223,8 +223,8 @@ def proportional_hazards(groups: Sequence[Group], covariates: Sequence[str]) -> 
     """Hazard ratios of ``covariates`` over all arms, with a free hazard per stratum and interval.
 
     Grouped-time proportional hazards (Prentice and Gloeckler 1978): binomial, complementary log-log, one intercept per
-    stratum x interval. Standard errors are clustered by training seed and by prompt (Cameron, Gelbach and Miller 2011);
-    the quantiles are those of `crossed.Spread`, with the seeds' share of the variance. Intervals in which no unit or
+    stratum x interval. Standard errors are clustered by training seed and by prompt (`influence_cells`); quantiles are
+    those of `crossed.Spread`, which knows that few seeds show their variance badly. Intervals in which no unit or
     every unit fell hold no information about a ratio and are left out. ``reason`` instead of numbers where a covariate
     does not vary within strata, or fewer than two seeds or prompts are there.
     """
@@ -251,16 +251,13 @@ def proportional_hazards(groups: Sequence[Group], covariates: Sequence[str]) -> 
     if np.linalg.matrix_rank(within) < len(covariates):
         return {"reason": "covariates are collinear in these arms; they cannot be told apart"}
     family = sm.families.Binomial(link=sm.families.links.CLogLog())
-    codes = np.column_stack([np.unique(values, return_inverse=True)[1] for values in (seeds, prompts)])
-    model = sm.GLM(y, design, family=family)
-    both = model.fit(cov_type="cluster", cov_kwds={"groups": codes})
-    alone = [model.fit(cov_type="cluster", cov_kwds={"groups": codes[:, i]}) for i in (0, 1)]
+    fit = sm.GLM(y, design, family=family).fit()
+    cells = influence_cells(fit, len(covariates), seeds, prompts)
     out = []
     for position, name in enumerate(covariates):
-        of_seeds, of_prompts = (float(fit.bse[position]) ** 2 for fit in alone)
-        variance = max(float(both.cov_params()[position, position]), of_seeds, of_prompts)
-        quantile, p_value = _reference(of_seeds / (of_seeds + of_prompts), n_seeds, n_prompts)
-        value, error = float(both.params[position]), float(np.sqrt(variance))
+        spread = crossed_spread(cells[position])
+        quantile, error = spread.quantile(), spread.standard_error
+        value = float(fit.params[position])
         edges = (value - quantile * error, value, value + quantile * error)
         low, ratio, high = (float(np.exp(edge)) for edge in edges)
         out.append(
@@ -270,16 +267,26 @@ def proportional_hazards(groups: Sequence[Group], covariates: Sequence[str]) -> 
                 "interval": [low, high],
                 "log_hazard_ratio": value,
                 "standard_error": error,
-                "p_value": p_value(value / error),
+                "p_value": spread.p_value(value),
             }
         )
     return {"n_seeds": n_seeds, "n_prompts": n_prompts, "n_periods": len(y), "covariates": out}
 
 
-def _reference(share: float, n_seeds: int, n_prompts: int) -> tuple[float, Any]:
-    """The 97.5% quantile and the p-value of a studentised value whose variance comes from seeds to this ``share``."""
-    spread = Spread(1.0, share, n_seeds, n_prompts)
-    return spread.quantile(), spread.p_value
+def influence_cells(fit: Any, n: int, seeds: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """(n, R, P): what the periods of each seed and prompt contribute to the first ``n`` coefficients of a ``fit``.
+
+    Contributions are linearised (inverse Hessian times score) and scaled so that a coefficient's error is their mean.
+    Clustering by seed and by prompt (Cameron, Gelbach and Miller 2011, with the correction R / (R - 1)) is then the
+    crossed analysis of variance of these cells. A cell without periods contributes nothing.
+    """
+    model = fit.model
+    each = -model.score_obs(fit.params) @ np.linalg.inv(model.hessian(fit.params))[:, :n]
+    rows, columns = (np.unique(values, return_inverse=True) for values in (seeds, prompts))
+    cells = np.zeros((n, len(rows[0]), len(columns[0])))
+    for position in range(n):
+        np.add.at(cells[position], (rows[1], columns[1]), each[:, position])
+    return cells * (cells.shape[1] * cells.shape[2])
 
 
 def _person_periods(group: Group, covariates: Sequence[str]) -> tuple[np.ndarray, ...]:

@@ -49,14 +49,18 @@ def points(value: float | None) -> float | None:
     return None if value is None else round(100 * value, DIGITS)
 
 
-def analyse(results: Results, result: dict[str, Any], properties: list[dict[str, Any]]) -> dict[str, Any]:
+def analyse(
+    results: Results, result: dict[str, Any], properties: list[dict[str, Any]], arms: list[Arm] | None = None
+) -> dict[str, Any]:
     """The ``statistics`` block of `study.json` from the judged answers of finished cells.
 
-    ``result`` is what `guardrail.study.results.collect` gave; ``properties`` what `describe_subsets` gave.
+    ``result`` is what `guardrail.study.results.collect` gave; ``properties`` what `describe_subsets` gave; ``arms``
+    what `read_arms` gave of the finished cells, where it was asked already.
     """
     grid = results.grid
-    finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
-    arms = read_arms(results, finished)
+    if arms is None:
+        finished = {cell for cell, row in zip(grid.cells, result["cells"], strict=True) if row["status"] == "done"}
+        arms = read_arms(results, finished)
     out: dict[str, Any] = {
         "confidence": 0.95,
         "smallest_difference_points": grid.study.smallest_difference_points,

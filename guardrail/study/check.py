@@ -16,14 +16,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, positive_int, run
+from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, require_free_space, write_json
 from guardrail.core.places import SANDBOX_DATA
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study, as_dict, load_study
+from guardrail.study.declaration import digest_of, in_words
 from guardrail.study.disk import bytes_per_checkpoint, space_to_start
 from guardrail.study.grid import Grid
+from guardrail.study.registration import declare
 from guardrail.study.sources import count_rows, pool_rows
 
 
@@ -97,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
     parser.add_argument("--calibrate", action="store_true", help="measure this machine first, for --plan")
     parser.add_argument("--budget", type=positive_hours, help="propose the best part within so many hours, for --plan")
-    parser.add_argument("--earlier", help="study.json whose variances --budget counts on")
+    parser.add_argument("--earlier", help="study.json whose variances --budget and the power of the primary count on")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs that would run and why; write nothing")
     parser.add_argument("--ranks", type=positive_int, default=1, help="processes of a training job per node, for both")
     parser.add_argument("--nodes", type=positive_int, default=1, help="nodes of a training job, likewise")
@@ -135,7 +137,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     resolved = as_dict(study)
     if not path.is_file() or read_json(path) != _plain(resolved):
         write_json(path, resolved)
-    return {"study_config": str(path), **plan}
+    declare(grid.folder, study.primary, study.seeds)
+    digest = digest_of(study.primary)
+    if study.primary is not None:
+        log(f"primary ({digest}): {in_words(study.primary)}")
+    return {"study_config": str(path), **plan, "primary": digest}
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
+from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.study.schema import build
 from guardrail.training.config import BATCHINGS, SFTConfig
@@ -234,6 +235,9 @@ class Study:
     largest_utility_loss: float = field(
         default=5.0, metadata={"doc": "points of utility that a task may lose and still count for the worst case"}
     )
+    primary: Primary | None = field(
+        default=None, metadata={"doc": "the one comparison that the study is made for (docs/primary.md)"}
+    )
     keep: str = field(default="all", metadata={"doc": "which weights stay after use: all, aligned, adapters, none"})
     checkpoints_at_once: int = field(
         default=12, metadata={"doc": "most checkpoints with weights that are not kept, unless `keep` is all"}
@@ -375,7 +379,13 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None, change
             raise UserError(f"{change!r} is no setting of {path}; expected key=value such as alignment.epochs=1")
         block[last] = yaml.safe_load(value)
     try:
-        return build(Study, {**raw, **(overrides or {})}, "")
+        study: Study = build(Study, {**raw, **(overrides or {})}, "")
+        # what was declared is the file's: a run of a part of the study (`overrides`) does not change it
+        whole: Study = build(Study, raw, "") if overrides and raw.get("primary") else study
+        if whole.primary is not None:
+            resolved = whole.primary.resolved(whole.subsets, whole.tasks, whole.subset_sizes, whole.fine_tuning.probes)
+            study = dataclasses.replace(study, primary=resolved)
+        return study
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

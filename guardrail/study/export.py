@@ -27,8 +27,10 @@ from guardrail.core.content import files_of
 from guardrail.core.errors import UserError
 from guardrail.core.files import atomic_path, hash_bytes, read_json
 from guardrail.study.config import Study, build
+from guardrail.study.grid import MACHINE_FILE
 from guardrail.study.properties import CACHE
 from guardrail.study.records import record_file
+from guardrail.study.registration import FILE
 from guardrail.study.schedule import JOBS_FILE, read_schedule
 
 CONFIG = "study_config.json"
@@ -99,8 +101,7 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
     study = build(Study, read_json(config), "")
     _, jobs, _ = read_schedule(schedule)
     files: dict[str, Any] = {CONFIG: read_json(config), JOBS_FILE: bare_schedule(read_json(schedule))}
-    if (folder / CACHE).is_file():
-        files[CACHE] = read_json(folder / CACHE)
+    files |= {name: read_json(folder / name) for name in (CACHE, FILE, MACHINE_FILE) if (folder / name).is_file()}
     n_results = 0
     for job in jobs.values():
         for product in job.products:

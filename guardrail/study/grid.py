@@ -23,6 +23,7 @@ SAFETY_FILE = "evaluation/safety/beaver-dam.json"
 OVER_REFUSAL_FILE = "evaluation/over_refusal/key-word.json"
 PROBE_SAFETY_FILE = "probes/safety/beaver-dam.json"
 PROBE_REFUSALS_FILE = "probes/over_refusal/key-word.json"
+MACHINE_FILE = "machine_noise.json"  # of `benchmarks/machine_noise.py`: `guardrail.study.noise`
 SIZELESS = ("full", "none")
 MIXED = Design()
 

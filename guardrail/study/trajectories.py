@@ -10,6 +10,7 @@ difference means that the guardrails of the first arm of a pair lasted longer.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
-from guardrail.statistics.crossed import paired_difference, seeds_needed
+from guardrail.statistics.crossed import components, paired_difference, seeds_needed
 from guardrail.statistics.survival import (
     Group,
     Lives,
@@ -132,16 +133,21 @@ def _refused(results: Results, cells: list[Cell], steps: tuple[int, ...]) -> np.
 
 
 def survival(
-    results: Results, finished: set[Cell], properties: list[dict[str, Any]], pairs: tuple[tuple[str, str, str], ...]
+    results: Results,
+    finished: set[Cell],
+    properties: list[dict[str, Any]],
+    pairs: tuple[tuple[str, str, str], ...],
+    arms: list[Trajectory] | None = None,
 ) -> dict[str, Any] | None:
     """The ``survival`` block. ``pairs``: (first, second, question), the comparisons of the study.
 
-    None for a study without probes; ``reason`` instead of numbers where nothing can be said.
+    ``arms``: what `read_trajectories` gave, where it was asked already. None for a study without probes; ``reason``
+    instead of numbers where nothing can be said.
     """
     if not results.grid.study.fine_tuning.probes:
         return None
     try:
-        arms = read_trajectories(results, finished)
+        arms = read_trajectories(results, finished) if arms is None else arms
     except UserError as error:
         return {"reason": str(error)}
     if not arms:
@@ -199,6 +205,15 @@ def _arm(arm: Trajectory) -> dict[str, Any]:
     }
 
 
+def percent_of_training(one: Trajectory, two: Trajectory) -> tuple[list[int], list[str], np.ndarray] | None:
+    """Seeds, prompts and (R, P) differences of lives, in percent of the training; None where no seed is common."""
+    seeds = [seed for seed in one.seeds if seed in two.seeds]
+    if not seeds:
+        return None
+    cells = life_difference(one.life_on(seeds), two.life_on(seeds))
+    return seeds, list(one.prompts), 100 * cells / one.length
+
+
 def _compare(
     arms: list[Trajectory], pairs: tuple[tuple[str, str, str], ...], smallest: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -216,8 +231,9 @@ def _compare(
                     continue
                 lives = one.life_on(seeds), two.life_on(seeds)
                 cells = life_difference(*lives)
-                rows.append({**head, "task": task, **_test(cells), **_log_rank(lives)})
-                percent.append((seeds, 100 * cells / one.length, one.prompts, task))
+                share = 100 * cells / one.length
+                rows.append({**head, "task": task, **_test(cells), **_log_rank(lives), **variances(share)})
+                percent.append((seeds, share, one.prompts, task))
                 ranks.append(lives)
             for row, more in zip(rows, corrected([row["p_value"] for row in rows]), strict=True):
                 row |= more
@@ -236,6 +252,13 @@ def _test(cells: np.ndarray, unit: str = "steps") -> dict[str, Any]:
         f"minimum_detectable_{unit}": _round(test.pop("minimum_detectable_difference")),
         **test,
     }
+
+
+def variances(percent: np.ndarray) -> dict[str, Any]:
+    """Variance components of (R, P) differences in percent of the training, squared; None for one seed."""
+    if len(percent) < 2:
+        return {"variances_percent2": None}
+    return {"variances_percent2": {k: _round(v) for k, v in dataclasses.asdict(components(percent)).items()}}
 
 
 def _log_rank(lives: tuple[Lives, Lives]) -> dict[str, Any]:
@@ -260,6 +283,7 @@ def _overall(
     return {
         "tasks": tasks,
         **_test(mean, "percent_of_training"),
+        **variances(mean),
         "log_rank_p_value": paired_difference(ranks)["p_value"],
         "seeds_needed": seeds_needed(mean, smallest) if len(seeds) > 1 else None,
         "seeds_needed_for_percent_of_training": smallest,

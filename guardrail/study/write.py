@@ -9,27 +9,31 @@ number would stand.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from guardrail.core.cli import Parser, log, run
 from guardrail.core.errors import UserError
-from guardrail.core.files import clear_leftovers, hash_json, read_json, write_json, write_text
+from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_text
 from guardrail.study.config import Study, build
 from guardrail.study.dag import make_jobs
-from guardrail.study.grid import Grid
+from guardrail.study.grid import MACHINE_FILE, Grid
+from guardrail.study.registration import declare, history
 from guardrail.study.report.table import without_numbers
 from guardrail.study.report.tables import harmfulness_table, study_tables, with_designs
 from guardrail.study.results import Results, collect, of_design
 from guardrail.study.schedule import JOBS_FILE, read_schedule, recorded_setup
 
-VERSION = 4  # raise when tables, figures or report change for the same results
+VERSION = 5  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 
 def inputs_key(results: Results, config: dict[str, Any]) -> str:
     """Changes when a result does (or appears, or becomes stale)."""
-    return hash_json({"version": VERSION, "config": config, "results": results.key()})
+    folder, machine = results.grid.folder, results.grid.folder / MACHINE_FILE
+    beside = [history(folder), hash_file(machine) if machine.is_file() else None]
+    return hash_json({"version": VERSION, "config": config, "results": results.key(), "beside": beside})
 
 
 def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,12 +42,15 @@ def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], di
     In a ``bundle`` there are no representations: what was said of the subsets is read, and there is no map.
     """
     from guardrail.study.analysis import PAIRS, analyse
+    from guardrail.study.arms import read_arms
     from guardrail.study.attack_effects import attack_effects
     from guardrail.study.defence_effects import defence_effects
+    from guardrail.study.noise import noise
+    from guardrail.study.primary import analyse_primary
     from guardrail.study.properties import CACHE, describe_subsets, representation_map
     from guardrail.study.report.figures import loss_curves
     from guardrail.study.report.headline import headline
-    from guardrail.study.trajectories import survival
+    from guardrail.study.trajectories import read_trajectories, survival
 
     result = collect(results)
     first = results.grid.study.all_designs[0]  # subsets and pictures are of the design that others are compared with
@@ -55,15 +62,26 @@ def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], di
         subsets = read_json(described)["subsets"] if described.is_file() else []
     else:
         subsets = describe_subsets(results, finished)
+    study, arms, lasting = results.grid.study, [], None
     try:
-        statistics = analyse(results, result, subsets)
+        arms = read_arms(results, done)
+        statistics = analyse(results, result, subsets, arms)
     except UserError as error:
         log(f"no statistics: {error}")
         statistics = {"reason": str(error)}
+    with contextlib.suppress(UserError):  # `survival` says what is wrong
+        lasting = read_trajectories(results, done) if study.fine_tuning.probes else []
+    entries = history(results.grid.folder)
     run_record = result.pop("run")
     result |= {"subsets": subsets, "statistics": statistics}
-    if (lasting := survival(results, done, subsets, PAIRS)) is not None:
-        result["survival"] = lasting
+    try:
+        result["noise"] = noise(results, arms, lasting or [])
+    except UserError as error:
+        log(f"no components of noise: {error}")
+    if (primary := analyse_primary(study, arms, lasting or [], entries)) is not None:
+        result["primary"] = primary
+    if (block := survival(results, done, subsets, PAIRS, lasting)) is not None:
+        result["survival"] = block
     if (attacked := attack_effects(results, result, done)) is not None:
         result["attacks"] = attacked
     if (effects := defence_effects(results, result, done)) is not None:
@@ -128,6 +146,7 @@ def main() -> dict[str, Any]:
         "figure": folder / "figures" / f"{FIGURE}.png",
         "report": folder / "report.html",
     }
+    declare(folder, study.primary, study.seeds)
     key = inputs_key(results, config)
     if is_current(folder, paths, key):
         result = read_json(paths["study"])
@@ -137,13 +156,34 @@ def main() -> dict[str, Any]:
         write_outputs(grid, result, extra, paths)
     table = harmfulness_table(result)
     print((with_designs(table, result["designs"]) if len(result["designs"]) > 1 else table).markdown())
+    primary = result.get("primary")
+    for line in primary_lines(primary):
+        print(line)
     print(result["headline"]["sentence"])
     for cell in result["cells"]:
         if without_numbers(cell):
             where = f"; see {cell['log']}" if cell.get("log") else ""
             which = f"{cell['design']}, {cell['task']} / {cell['subset']} (seed {cell['seed']})"
             log(f"{cell['status']}: {which}: {cell['reason']}{where}")
-    return {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
+    out: dict[str, Any] = {**{name: str(path) for name, path in paths.items()}, "n_failed": result["n_failed"]}
+    if primary:
+        names = ("digest", "decision", "difference", "interval", "p_value", "unit", "reason")
+        out["primary"] = {name: primary[name] for name in names if name in primary}
+    return out
+
+
+def primary_lines(primary: dict[str, Any] | None) -> list[str]:
+    """The primary comparison for the terminal: what was declared and when, and what came out."""
+    if not primary:
+        return []
+    if primary["digest"] is None:
+        return [f"Primary: none. {primary['standing']['note']}"]
+    result = primary.get("sentence") or f"no result yet: {primary['reason']}"
+    return [
+        f"Primary ({primary['digest']}): {primary['words']}.",
+        primary["standing"]["note"],
+        f"{result} Everything else is exploratory.",
+    ]
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from guardrail.core.files import write_text
 from guardrail.core.pages import style
+from guardrail.study.report import definitions
 from guardrail.study.report.table import Table, without_numbers
 from guardrail.study.report.tables import design_note
 
@@ -135,7 +136,12 @@ def render(
     )
     environment.undefined = jinja2.StrictUndefined
     drawn = {
-        name: {"title": FIGURE_TEXT[name][0], "caption": caption_of(name, result["designs"]), "uri": data_uri(path)}
+        name: {
+            "title": FIGURE_TEXT[name][0],
+            "caption": caption_of(name, result["designs"]),
+            "uri": data_uri(path),
+            "definitions": definitions.FIGURES.get(name, ()),
+        }
         for name, path in figures.items()
     }
     return environment.get_template("report.html.j2").render(
@@ -145,6 +151,9 @@ def render(
         provenance=provenance(result),
         tables={table.name: table.html() for table in tables if table.rows},
         figures=drawn,
+        definitions=definitions.DEFINITIONS,
+        primary=result.get("primary"),
+        n_comparisons=sum(len(table.rows) for table in tables if table.name in ("overall", "comparisons")),
         map_json=safe_json(extra["map"]) if extra.get("map") else None,
         map_tasks=extra["map"]["tasks"] if extra.get("map") else [],
         without_numbers=[cell for cell in result["cells"] if without_numbers(cell)],

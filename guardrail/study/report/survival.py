@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from guardrail.study.report.primary import EXPLORATORY
 from guardrail.study.report.table import Column, Table, plain
 
 DEFINITIONS = (
@@ -77,7 +78,9 @@ def comparisons_table(block: dict[str, Any]) -> Table:
     rows += block["comparisons"]
     rows = [{**row, "pair": f"{plain(row['first'])} − {plain(row['second'])}"} for row in rows]
     caption = (
-        DEFINITIONS + "Positive: the guardrails of the first arm last longer. Same seeds and prompts in both arms."
+        EXPLORATORY
+        + DEFINITIONS
+        + "Positive: the guardrails of the first arm last longer. Same seeds and prompts in both arms."
     )
     return Table("survival_comparisons", caption, columns, rows)
 
@@ -96,7 +99,7 @@ def hazards_table(rows: list[dict[str, Any]]) -> Table:
         Column("p_value", "p", 3),
         Column("sd", "SD", 3),
     )
-    caption = (
+    caption = EXPLORATORY + (
         "Proportional hazards for grouped times, one hazard per task and interval; above 1: prompts fall sooner where "
         "the property is larger. Clustered by seed and prompt. Subsets are chosen, not randomised: an association."
     )

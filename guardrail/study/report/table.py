@@ -7,6 +7,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
+from guardrail.study.report import definitions
+
 LATEX_ESCAPES = str.maketrans(
     {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "–": "--", "−": "$-$"}
 )
@@ -137,7 +139,14 @@ class Table:
                     }
                 )
             rows.append({"cells": cells, "failed": without_numbers(row)})
-        columns = [{"title": column.title, "number": column.digits is not None} for column in self.shown]
+        columns = [
+            {
+                "title": column.title,
+                "number": column.digits is not None,
+                "definition": definitions.COLUMNS.get(column.key),
+            }
+            for column in self.shown
+        ]
         return {"name": self.name, "caption": self.caption, "columns": columns, "rows": rows}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from guardrail.study.report.primary import EXPLORATORY, noise_tables, primary_table, sorted_comparisons
 from guardrail.study.report.table import Column, Table, plain, without_numbers
 
 MEASURE_TITLES = {"change": "change", "final": "final", "initial": "before fine-tuning"}
@@ -15,19 +16,23 @@ MEASURE_TITLES = {"change": "change", "final": "final", "initial": "before fine-
 
 def study_tables(result: dict[str, Any]) -> list[Table]:
     """All tables that the study's results allow; fewer when a part could not be computed."""
-    statistics = result.get("statistics", {})
+    statistics, primary = result.get("statistics", {}), result.get("primary")
     of_all = [harmfulness_table(result)]
     of_first = [headline_table(result)]
     if statistics.get("arms"):
         of_all.append(arms_table(result))
     if statistics.get("comparisons"):
-        of_all += [overall_table(statistics), comparisons_table(statistics)]
+        of_all += [overall_table(statistics, primary), comparisons_table(statistics, primary)]
     if result.get("subsets"):
         of_first.append(subsets_table(result["subsets"]))
     if statistics.get("regression"):
         of_first.append(regression_table(statistics["regression"]))
     designs = result["designs"]
     tables = [with_designs(table, designs) for table in of_all]
+    if result.get("noise"):
+        tables += noise_tables(result["noise"])
+    if (declared := primary_table(primary)) is not None:
+        tables.insert(0, declared)
     tables += [replace(table, caption=f"{table.caption} {design_note(designs[:1])}") for table in of_first]
     if statistics.get("equivalence"):
         tables += [designs_table(statistics["equivalence"]), equivalence_table(statistics["equivalence"])]
@@ -106,7 +111,7 @@ def headline_table(result: dict[str, Any]) -> Table:
         {**fact, "verdict": ": ".join(filter(None, (fact["control"], fact["note"]))) or None}
         for fact in result.get("headline", {}).get("facts", ())
     ]
-    caption = (
+    caption = EXPLORATORY + (
         "Positive: more after high-similarity alignment. Tasks averaged where none is named; 95% intervals; p: "
         "two-sided. Rules and controls: docs/headlines.md."
     )
@@ -218,9 +223,9 @@ def _comparison_rows(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def overall_table(statistics: dict[str, Any]) -> Table:
+def overall_table(statistics: dict[str, Any], primary: dict[str, Any] | None = None) -> Table:
     """High against low and the controls, tasks averaged."""
-    caption = (
+    caption = EXPLORATORY + (
         "Paired differences over the same seeds and prompts, tasks averaged, in points of harmfulness; positive: the "
         "first arm is more harmful. p: two-sided, not corrected over questions; detectable: true difference found with "
         "80% power; seeds needed: to find the smallest difference that matters; p (pairs): signs flipped per task and "
@@ -230,17 +235,18 @@ def overall_table(statistics: dict[str, Any]) -> Table:
         *(*COMPARISON, Column("p_value_task_seed_pairs", "p (pairs)", 3)),
         *(*COUNTS, Column("seeds_needed", "seeds needed", 0)),
     )
-    return Table("overall", caption, columns, _comparison_rows(statistics["overall"]))
+    return Table("overall", caption, columns, _comparison_rows(sorted_comparisons(statistics["overall"], primary)))
 
 
-def comparisons_table(statistics: dict[str, Any]) -> Table:
+def comparisons_table(statistics: dict[str, Any], primary: dict[str, Any] | None = None) -> Table:
     """The same task by task, corrected over tasks and sizes."""
     corrected = (Column("p_value_holm", "p (Holm)", 3), Column("p_value_bh", "q (BH)", 3))
-    caption = (
+    caption = EXPLORATORY + (
         "The same for each task; Holm and Benjamini-Hochberg over the tasks and sizes of one question and outcome."
     )
     columns = (Column("task", "task"), *COMPARISON, *corrected, *COUNTS)
-    return Table("comparisons", caption, columns, _comparison_rows(statistics["comparisons"]))
+    rows = _comparison_rows(sorted_comparisons(statistics["comparisons"], primary))
+    return Table("comparisons", caption, columns, rows)
 
 
 def subsets_table(subsets: list[dict[str, Any]]) -> Table:
@@ -293,7 +299,7 @@ def regression_table(regression: dict[str, Any]) -> Table:
                 line |= {"together": other["points_per_sd"], "together_interval": other["interval"]}
                 line |= {"together_p": other["p_value"], "inflation": other["variance_inflation"]}
             rows.append(line)
-    caption = (
+    caption = EXPLORATORY + (
         "Harmfulness after fine-tuning and its change, regressed on standardised properties of the subsets with an "
         "intercept per task (HC3 intervals). Variance inflation above about 5: these subsets cannot tell rivals apart."
     )

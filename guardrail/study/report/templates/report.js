@@ -5,8 +5,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = header.textContent;
-    header.replaceChildren(button);
+    const link = header.querySelector("a"); // to the definition: it stays a link, and the arrow sorts
+    if (link) button.setAttribute("aria-label", "Sort by " + link.textContent);
+    else button.textContent = header.textContent.trim();
+    if (link) header.classList.add("linked");
+    if (link) header.append(button);
+    else header.replaceChildren(button);
     button.addEventListener("click", () => {
       const up = header.getAttribute("aria-sort") !== "ascending";
       headers.forEach((other) => other.removeAttribute("aria-sort"));
