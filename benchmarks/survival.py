@@ -69,10 +69,10 @@ def truth(effect: float, spread: float) -> tuple[float, float]:
     return float(np.mean([life_difference(*lives).mean() for lives in large])), float(np.mean(ratios))
 
 
-def measure(R: int, effect: float, spread: float, n_studies: int) -> dict[str, Any]:
+def measure(R: int, effect: float, spread: float, n_studies: int, seed: int = 0) -> dict[str, Any]:
     life, ratio = truth(effect, spread)
     counts = np.zeros(5)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for _ in range(n_studies):
         lives = study(rng, R, effect, spread)
         cells, cox = life_difference(*lives), hazard(lives)
@@ -88,11 +88,15 @@ def measure(R: int, effect: float, spread: float, n_studies: int) -> dict[str, A
 def main() -> dict[str, Any]:
     parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--studies", type=positive_int, default=500, help="simulated studies per setting")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation: other seeds give other studies")
+    parser.add_argument("--training_seeds", type=int, choices=(3, 5), help="only the settings with so many of them")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="Perfect separation|divide by zero")
     rows = []
     for setting in SETTINGS:
-        rows.append(measure(*setting, args.studies))
+        if args.training_seeds not in (None, setting[0]):
+            continue
+        rows.append(measure(*setting, args.studies, args.seed))
         log(rows[-1])
     return {"settings": rows}
 

@@ -43,8 +43,8 @@ class Primary:
         if self.outcome not in OUTCOMES:
             raise unknown("primary.outcome", self.outcome, OUTCOMES)
         if len(self.comparison) != 2 or len(set(self.comparison)) != 2:
-            given = list(self.comparison)
-            raise UserError(f"primary.comparison is {given}; expected two different arms, such as [high, low]")
+            arms = list(self.comparison)
+            raise UserError(f"primary.comparison is {arms}; expected two different arms, such as [high, low]")
         if not 0 < self.smallest_difference <= 100:
             given = f"{self.smallest_difference:g}"
             raise UserError(f"primary.smallest_difference must be above 0 and at most 100, got {given}")

@@ -44,7 +44,7 @@ def plan_command(
     parts = plan_parts(grid, node, ranks, file=file)
     fits = require_memory(parts)
     evaluation = grid.study.evaluation
-    prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
+    prompts = int(bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit))
     given = Path(earlier) if earlier else None
     power = primary_power(grid.study, prompts, grid.folder.parent, given)
     plan = {**describe(parts), "memory": fits, "primary": power}

@@ -147,8 +147,8 @@ DEFINITIONS = {
     ),
     "worst-case": Definition(
         "worst case",
-        "The largest harmfulness over tasks and attacks that leave the model useful, with the choice of the largest "
-        "counted in; maximum: the plain one, which is too large by chance.",
+        "The most harmful pair of a task and an attack among tasks that kept their utility, chosen on one half of the "
+        "prompts and measured on the other. Maximum: chosen where it is measured, and so too high.",
         "attacks",
     ),
 }
