@@ -78,4 +78,6 @@ class RowFilter(Defence):
 
 
 def shuffled(rows: list[Row], seed: int) -> list[Row]:
-    return random.Random(seed).sample(rows, len(rows))
+    """The rows in an order that depends on their ids alone."""
+    ordered = sorted(rows, key=lambda row: str(row["id"]))
+    return random.Random(seed).sample(ordered, len(ordered))
