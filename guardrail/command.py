@@ -48,6 +48,10 @@ COMMANDS = {
     "audit": ("before any training: how similar is a data set to each alignment set", "similarity/audit.py"),
     "score": ("before fine-tuning: how risky is each row of a data set", "similarity/score_rows.py"),
     "admit": ("before any training: which rows of a customer's file may be trained on", "similarity/admit.py"),
+    "forecast": (
+        "fit a forecast of durability on finished studies, or ask it",
+        "guardrail.similarity.forecast.command",
+    ),
     "plan": ("what a study will cost; runs nothing", "study_plan"),
     "study": ("run a whole study, or go on with it", "study"),
     "export": ("a finished study as a bundle without any text", "guardrail.study.export"),

@@ -20,7 +20,7 @@ from guardrail.study.config import Source
 from guardrail.study.grid import Alignment, Cell, Grid, sizeless
 from guardrail.study.results import Results
 
-VERSION = 2  # raise when the same files give other descriptions
+VERSION = 3  # raise when the same files give other descriptions
 CACHE = "subsets.json"
 MAP_FILE = "map.json"
 MAX_POOL_POINTS = 1200
@@ -107,7 +107,8 @@ def describe_subsets(results: Results, finished: set[Cell]) -> list[dict[str, An
     """One entry per task x subset x size of the ``finished`` cells; kept in `subsets.json` while they are unchanged.
 
     ``similarity`` (cosine), ``diversity`` (Vendi score), ``log_det_fraction``, ``mean_pairwise_cosine``,
-    ``response_chars``, ``list_share_percent``, ``categories``, ``n``.
+    ``response_chars``, ``list_share_percent``, ``categories``, ``n``; of the task's rows ``task_diversity``,
+    ``task_response_chars``, ``task_list_share_percent``.
     """
     grid, stores = results.grid, _stores(results)
     if "safety_pool" not in stores:
@@ -137,10 +138,9 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     assert pool.ids is not None
     place = {row_id: number for number, row_id in enumerate(pool.ids)}
     instructions = instruction_ids(grid.study.instruct, grid.study.instruct_size)
-    scores = {
-        task: score_pool(pool.matrix, read_representations(representation_folder(grid, task)).matrix)
-        for task in {task for task, _, _ in arms}
-    }
+    anchors = {task: read_representations(representation_folder(grid, task)) for task in {task for task, _, _ in arms}}
+    scores = {task: score_pool(pool.matrix, one.matrix) for task, one in anchors.items()}
+    tasks = {task: _describe_task(grid.study.tasks[task].train, one.matrix) for task, one in anchors.items()}
     described: dict[Path, dict[str, Any]] = {}
     out = []
     for (task, subset, size), splits in arms.items():
@@ -179,10 +179,24 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
                 "list_share_percent": round(100 * mean("composition", "list_fraction"), 4),
                 "duplicate_rows": parts[0]["composition"]["duplicate_rows"],
                 "categories": parts[0]["composition"]["categories"],
+                **tasks[task],
                 "splits": sorted({str(split.relative_to(grid.folder)) for split in splits}),
             }
         )
     return out
+
+
+def _describe_task(source: Source, matrix: Any) -> dict[str, float]:
+    """Length, lists and diversity of a task's rows: rivals of the pair's similarity that are the task's own."""
+    from guardrail.similarity.selection.composition import describe_rows
+    from guardrail.similarity.selection.diversity import describe_diversity
+
+    composition = describe_rows(load_rows(source.source, split=source.split))
+    return {
+        "task_diversity": round(float(describe_diversity(matrix)["vendi_score"]), 6),
+        "task_response_chars": round(float(composition["length_chars"]["mean"]), 6),
+        "task_list_share_percent": round(100 * float(composition["list_fraction"]), 4),
+    }
 
 
 def redact(text: str, words: int = VISIBLE_WORDS) -> str:

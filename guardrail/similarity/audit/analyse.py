@@ -7,8 +7,9 @@ Directions, because a maximum grows with the number of rows it is taken over:
 * ``row percentile`` of the customer: its rows' largest cosines to the variant, ranked among the rows of the reference
   sets (each reference set weighs the same); 50 = like the references. All meet the same variant.
 
-Verdict: the variant with the lowest similarity is predicted to hold best. That is the claim of arXiv 2506.05346
-applied, not a measurement of durability: length, format and diversity are shown beside it because they vary with it.
+Verdict: which variant is least similar, and how stable that is. By the claim of arXiv 2506.05346 it holds best;
+whether it does is not measured here: length, format and diversity are shown beside it because they vary with it. A
+prediction is made only by a forecast that was fitted on measured studies (`guardrail.similarity.audit.forecasts`).
 
 Shapes: A alignment rows, C customer rows, D hidden. At most ``max_rows`` rows a set, so (A, C) cosines fit in memory.
 """
@@ -189,14 +190,14 @@ def bootstrap_winners(
 def verdict(
     variants: list[AuditSet], table: dict[str, dict[str, dict[str, float]]], view: str, wins: dict[str, float]
 ) -> dict[str, Any]:
-    """The variant predicted to hold best, and how much the prediction depends on view, measure and sample.
+    """The least similar variant, and how much that depends on view, measure and sample.
 
     ``stable``: at least 90% of views x measures and 95% of resamples agree; ``leaning``: two thirds of each;
     ``unclear`` otherwise. With one variant there is nothing to choose.
     """
     if len(variants) < 2:
         return {
-            "predicted_best": None,
+            "least_similar": None,
             "confidence": "no choice",
             "reason": "one alignment variant: nothing to compare",
         }
@@ -211,7 +212,7 @@ def verdict(
         confidence = "stable"
     ordered = sorted(table[view]["max"].values())
     return {
-        "predicted_best": chosen,
+        "least_similar": chosen,
         "confidence": confidence,
         "agreement_fraction": round(agreement, 4),
         "n_choices": len(choices),

@@ -52,7 +52,7 @@ Nothing was trained: this compares data.</p>
 <div class="scroll"><table>
 <tr><th>set</th><th>similarity</th><th>95% interval</th><th>row percentile</th><th>lowest in resamples</th><th>rows</th><th>mean length</th><th>lists</th><th>Vendi score</th></tr>
 {% for v in a.variants | sort(attribute="similarity") %}
-<tr class="{{ 'chosen' if v.name == a.verdict.predicted_best else '' }}"><td>{{ v.name }}</td>
+<tr class="{{ 'chosen' if v.name == (a.verdict.predicted_best or a.verdict.least_similar) else '' }}"><td>{{ v.name }}</td>
 <td>{{ "%.4f" | format(v.similarity) }}</td><td>{{ "%.4f to %.4f" | format(*v.interval) }}</td>
 <td>{{ "%.0f" | format(v.references.row_percentile) if "row_percentile" in v.references else "–" }}</td>
 <td>{{ "%.0f%%" | format(100 * v.lowest_in_resamples) if v.lowest_in_resamples is not none else "–" }}</td>
@@ -91,10 +91,14 @@ rows that the set's rows are nearest to).</p>
 {% if not texts %}<p class="note">Texts are redacted; run again with <code>--show_text True</code> to include them.</p>{% endif %}
 <h2>What this does and does not say</h2>
 <ul>
-<li>The prediction applies the finding of arXiv 2506.05346 (guardrails aligned on data similar to the downstream data last
-less long). It is a prediction from data, not a measurement of this model's durability.</li>
-<li>Similarity goes along with length, format and diversity. Where the sets differ in those columns, the prediction cannot
-say which of them matters.</li>
+<li>Ranks follow the finding of arXiv 2506.05346 (guardrails aligned on data similar to the downstream data last less long).
+Whether that holds for this model is not measured here.</li>
+<li>Similarity goes along with length, format and diversity. Where the sets differ in those columns, ranks cannot say which of
+them matters.</li>
+{% if a.forecast is defined %}<li>The forecast is a regression on {{ a.forecast.studies | map(attribute="n_arms") | sum }} arms
+of {{ a.forecast.studies | length }} {{ "study" if a.forecast.studies | length == 1 else "studies" }}: associations in what was
+measured there, with intervals for a task that it has not seen. Where it abstains there is no number to go by.</li>
+{% else %}<li>There is no prediction: no forecast was fitted on measured studies.</li>{% endif %}
 <li>Cosines of different models, layers or positions are not comparable with one another; the ranks in the stability
 figure are.</li>
 </ul>

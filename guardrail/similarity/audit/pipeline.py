@@ -14,11 +14,13 @@ from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, write_json, write_text
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
+from guardrail.similarity.audit.forecasts import add_forecast, sentences
 from guardrail.similarity.audit.sets import AuditSet, SetSpec, load_sets, parse_set
 from guardrail.similarity.representations import options as o
 from guardrail.similarity.representations.read import identify
 
 RESULT, PAGE = "audit.json", "audit.html"
+VERSION = 2  # raise when the same sets give another page
 ENCODER_MAX_LENGTH = 256
 SIZE_RATIO_WARNING = 1.5
 
@@ -47,6 +49,14 @@ class AuditConfig:
     seed: int = option(42, "seed of samples and resamples")
     batch_tokens: int | None = option(None, "padded tokens per batch", parse=positive_int, decides=False)
     show_text: bool = option(False, "put row texts into audit.json and audit.html")
+    forecast: str | None = option(None, "forecast.json of `guardrail forecast fit`; none: no prediction", decides=False)
+    before: tuple[str, ...] = option(
+        (),
+        "NAME=PERCENT: harmfulness of the checkpoint of an alignment set; several times",
+        parse=str,
+        repeat=True,
+        later=True,
+    )
     command: tuple[str, ...] = ()
 
     @cached_property
@@ -106,6 +116,7 @@ def extraction_options(config: AuditConfig) -> tuple[o.ModelFacts | None, o.Extr
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Run the audit; returns paths and the verdict."""
     facts, options = extraction_options(config)
+    forecast = _read_forecast(config)
     output = Path(config.output_dir)
     sets = load_sets(
         config.sets,
@@ -119,13 +130,15 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     )
     settings = decisive(config)
     prints = {f"{one.spec.role} {one.name}": one.source.get("fingerprint") or identify(one.spec.path) for one in sets}
-    print_ = fingerprint(settings, prints)
+    prints |= {"forecast": forecast["hash"]} if forecast else {}
+    print_ = fingerprint({"version": VERSION, **settings}, prints)
     if (output / RESULT).is_file() and (output / PAGE).is_file():
         old = read_json(output / RESULT)
         if old["fingerprint"] == print_:
             log(f"{output} is up to date")
             return _summary(output, old, reused=True)
     audit = analyse_sets(config, sets)
+    add_forecast(audit, forecast, config.before)
     audit |= {"fingerprint": print_, "model": config.model_name_or_path}
     audit["run"] = run_record(
         "audit", settings, n=audit["customer"]["n"], seed=config.seed, bootstrap_draws=config.bootstrap, inputs=prints
@@ -135,6 +148,19 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     for sentence in audit["summary"]:
         log(sentence)
     return _summary(output, audit, reused=False)
+
+
+def _read_forecast(config: AuditConfig) -> dict[str, Any] | None:
+    """The forecast that was asked for. ``UserError`` before anything is loaded: unreadable, or nothing to use it on."""
+    if config.forecast is None:
+        if config.before:
+            raise UserError("--before is used by a forecast only; give --forecast too, or leave it out")
+        return None
+    from guardrail.similarity.forecast.command import check_names, parse_before
+    from guardrail.similarity.forecast.file import read_forecast
+
+    check_names(parse_before(config.before), [spec.name for spec in config.sets if spec.role == "alignment"])
+    return read_forecast(config.forecast)
 
 
 def analyse_sets(config: AuditConfig, sets: list[AuditSet]) -> dict[str, Any]:
@@ -194,20 +220,20 @@ def _add_texts(driving: dict[str, Any], customer: AuditSet, variant: AuditSet) -
 
 def summarise(audit: dict[str, Any]) -> list[str]:
     """The verdict in plain sentences, with the reasons for doubt."""
-    judged, out = audit["verdict"], []
+    judged, out = audit["verdict"], sentences(audit)
     by_name = {entry["name"]: entry for entry in audit["variants"]}
-    if judged["predicted_best"] is not None:
-        best = by_name[judged["predicted_best"]]
+    if judged["least_similar"] is not None:
+        best = by_name[judged["least_similar"]]
         out.append(
-            f"Predicted to hold best: {best['name']} (similarity {best['similarity']:.4f}, lowest of {len(by_name)}, "
-            f"by {judged['margin']:.4f}). Confidence: {judged['confidence']}."
+            f"Least similar: {best['name']} (similarity {best['similarity']:.4f}, lowest of {len(by_name)}, "
+            f"by {judged['margin']:.4f}). How stable that rank is: {judged['confidence']}."
         )
         same, resampled = 100 * judged["agreement_fraction"], 100 * judged["bootstrap_fraction"]
         out.append(
-            f"The choice is the same in {same:.0f}% of {judged['n_choices']} combinations "
+            f"The least similar set is the same in {same:.0f}% of {judged['n_choices']} combinations "
             f"of layer, position and measure and in {resampled:.0f}% of resamples."
         )
-    head = by_name.get(judged["predicted_best"] or "") or audit["variants"][0]
+    head = by_name.get(judged["least_similar"] or "") or audit["variants"][0]
     compared = head["references"]
     if "row_percentile" in compared:
         out.append(
@@ -237,7 +263,7 @@ def _write(config: AuditConfig, sets: list[AuditSet], audit: dict[str, Any], out
     customer = sets[0]
     variants = [one for one in sets if one.spec.role == "alignment"]
     references = [one for one in sets if one.spec.role == "reference"]
-    view, chosen = audit["view"], audit["verdict"]["predicted_best"]
+    view, chosen = audit["view"], audit["verdict"]["least_similar"]
     head = next((one for one in variants if one.name == chosen), variants[0])
     drawn = [
         (
@@ -246,7 +272,7 @@ def _write(config: AuditConfig, sets: list[AuditSet], audit: dict[str, Any], out
         )
     ]
     if len(variants) > 1:
-        compared = "Similarity of the alignment sets to the customer's rows. * predicted to hold best."
+        compared = "Similarity of the alignment sets to the customer's rows. * least similar."
         drawn.insert(0, (compared, figures.draw_variants(audit["variants"], chosen)))
         drawn.append(
             (
@@ -269,6 +295,7 @@ def _summary(output: Path, audit: dict[str, Any], reused: bool) -> dict[str, Any
     return {
         "audit": str(output / RESULT),
         "page": str(output / PAGE),
+        "least_similar": audit["verdict"]["least_similar"],
         "predicted_best": audit["verdict"]["predicted_best"],
         "confidence": audit["verdict"]["confidence"],
         "similarity": {entry["name"]: entry["similarity"] for entry in audit["variants"]},

@@ -51,9 +51,9 @@ def command(folder, *extra, variants=("near", "middle", "far"), references=("ref
     return [*out, *extra]
 
 
-def test_the_least_similar_variant_is_predicted_to_hold_best(main, stored):
+def test_without_a_forecast_sets_are_ranked_and_nothing_is_predicted(main, stored):
     result = main(command(stored))
-    assert result["predicted_best"] == "far" and result["confidence"] == "stable"
+    assert result["least_similar"] == "far" and result["predicted_best"] is None and result["confidence"] == "stable"
     assert result["similarity"]["near"] > result["similarity"]["middle"] > result["similarity"]["far"]
     audit = json.loads((stored / "out" / "audit.json").read_text())
     assert audit["verdict"]["bootstrap_fraction"] == 1 and audit["verdict"]["agreement_fraction"] == 1
@@ -61,12 +61,14 @@ def test_the_least_similar_variant_is_predicted_to_hold_best(main, stored):
     assert near["interval"][0] < near["similarity"] < near["interval"][1]
     assert near["references"]["sets_below"] == 1, "less similar than reference_near, more than reference_far"
     assert audit["run"]["seed"] == 42 and audit["run"]["n"] == 40
+    assert audit["summary"][0].startswith("No prediction")
+    assert "predicted to hold" not in (stored / "out" / "audit.html").read_text().lower()
 
 
 def test_sizes_of_the_variants_do_not_decide(main, stored):
     """The far set forty times over is still the far set: the mean is over its own rows."""
     torch.save(torch.load(stored / "far.pt", weights_only=True).repeat(40, 1), stored / "far.pt")
-    assert main(command(stored))["predicted_best"] == "far"
+    assert main(command(stored))["least_similar"] == "far"
 
 
 def test_two_halves_of_one_set_are_no_clear_choice(main, stored):
@@ -78,7 +80,7 @@ def test_two_halves_of_one_set_are_no_clear_choice(main, stored):
 
 def test_one_variant_gives_numbers_and_no_choice(main, stored):
     result = main(command(stored, variants=("near",), references=()))
-    assert result["predicted_best"] is None and result["confidence"] == "no choice"
+    assert result["least_similar"] is None and result["confidence"] == "no choice"
     page = (stored / "out" / "audit.html").read_text()
     assert "no percentile" in page
 
@@ -94,6 +96,63 @@ def test_measures_by_hand():
     np.testing.assert_allclose(analyse.measure(similarity, "max"), [0.9, 0.2])
     np.testing.assert_allclose(analyse.measure(similarity, "mean"), [0.5, 0.2])
     np.testing.assert_allclose(analyse.measure(np.arange(12.0)[None], "top10"), [6.5])
+
+
+@pytest.fixture
+def forecast(stored):
+    """forecast.json of planted studies in which the change grows with similarity, as far as bare tensors go."""
+    from guardrail.similarity.forecast.file import FORMAT, VERSION
+    from guardrail.similarity.forecast.model import fit_outcome
+    from guardrail.similarity.forecast.observations import Observation
+
+    generator = np.random.default_rng(0)
+    rows = []
+    for task in range(12):
+        for arm in range(4):
+            values = {"similarity": generator.uniform(-0.2, 1.1), "diversity": generator.uniform(1, 14)}
+            change = {"delta_points": 40 * values["similarity"] + generator.normal()}
+            rows.append(Observation("s", "p", f"t{task}", str(arm), values, change))
+    fitted = [fit_outcome(rows, name, ("similarity", "diversity")) for name in ("delta_points", "life_percent")]
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "level": 0.9,
+        "models": [*fitted, {**fitted[1], "outcome": "log_hazard"}],
+    }
+    document |= {"studies": [{"study": "s", "n_arms": 48}], "extraction": {"model": "m", "model_hash": None}}
+    (stored / "forecast.json").write_text(json.dumps(document))
+    return stored / "forecast.json"
+
+
+def test_with_a_forecast_the_page_shows_forecast_interval_and_skill(main, stored, forecast):
+    assert main(command(stored))["predicted_best"] is None
+    result = main(command(stored, "--forecast", str(forecast)))
+    assert result["predicted_best"] == "far" and result["reused"] is False
+    audit = json.loads((stored / "out" / "audit.json").read_text())
+    near, far = (next(v for v in audit["variants"] if v["name"] == name)["forecast"] for name in ("near", "far"))
+    low, high = near["delta_points"]["interval"]
+    assert low < near["delta_points"]["forecast"] < high
+    assert far["delta_points"]["forecast"] < near["delta_points"]["forecast"]
+    assert near["delta_points"]["skill"]["task"]["value"] > 0.9 and near["life_percent"]["abstains"]
+    page = (stored / "out" / "audit.html").read_text()
+    for words in ("Forecast to hold best: far", "90% interval", "skill ", "No prediction"):
+        assert (words in page) == (words != "No prediction")
+
+
+def test_a_forecast_that_abstains_prefers_nothing_and_says_why(main, stored, forecast):
+    document = json.loads(forecast.read_text())
+    document["models"][0]["seen"] = [[value - 9 for value in row] for row in document["models"][0]["seen"]]
+    forecast.write_text(json.dumps(document))
+    assert main(command(stored, "--forecast", str(forecast)))["predicted_best"] is None
+    summary = json.loads((stored / "out" / "audit.json").read_text())["summary"]
+    assert summary[0].startswith("Forecast for near: no forecast: similarity is") and "seen were" in summary[0]
+
+
+def test_the_value_before_needs_a_forecast_and_a_set(main, stored, forecast):
+    with pytest.raises(UserError, match="--before is used by a forecast only"):
+        main(command(stored, "--before", "near=3"))
+    with pytest.raises(UserError, match="unknown alignment set in --before"):
+        main(command(stored, "--forecast", str(forecast), "--before", "neer=3"))
 
 
 def test_unchanged_is_reused_and_changed_is_not(main, stored):
