@@ -21,6 +21,7 @@ from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
 from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
+from guardrail.study.prediction.options import Prediction
 from guardrail.study.schema import build
 from guardrail.training.config import BATCHINGS, SFTConfig
 
@@ -248,6 +249,7 @@ class Study:
     smallest_difference_points: float = field(
         default=5.0, metadata={"doc": "smallest difference in harmfulness that matters; only the headline uses it"}
     )
+    prediction: Prediction | None = field(default=None, metadata={"doc": "docs/prediction.md"})
     instruct_size: int | None = field(default=None, metadata={"doc": "first rows of `instruct`; all when absent"})
 
     def __post_init__(self) -> None:
