@@ -4,9 +4,9 @@
     python -m guardrail.study.prediction configs/studies/scorers.yaml
 
 Writes ``outputs/<study>/prediction/``: pool and scores, ``cells/``, tables, a figure, and ``prediction.json`` last.
-Cells that are done are not made again; a kill costs the one that was running. All scorers get their first seed before
-any gets its second: ``--stop_after_sec`` ends between two cells, and what is there is tabulated. Known limits: one
-process, which trains and judges on the device that it has; full fine-tuning; docs/prediction.md.
+Cells that are done are not made again; a kill costs the one that was running. Scorers come in the study file's order,
+each with all of its seeds: ``--stop_after_sec`` ends between two cells, and what is there is tabulated. Known limits:
+one process, which trains and judges on the device that it has; full fine-tuning; docs/prediction.md.
 """
 
 from __future__ import annotations
@@ -93,14 +93,7 @@ def predict(study: Study, names: Sequence[str], outputs: str, stop_after_sec: in
         if "scores" in found[name]
         for kind in (KINDS if prediction.matched else KINDS[:1])
     ]
-    todo = [
-        (cut.place(number, seed), cut.rows(number))
-        for seed in study.seeds
-        for kind in KINDS
-        for cut in cuts
-        if cut.kind == kind
-        for number in cut.bins
-    ]
+    todo = [(cut.place(number, seed), cut.rows(number)) for cut in cuts for seed in study.seeds for number in cut.bins]
     waiting = [(place, part) for place, part in todo if not cells.is_done(place, part)]
     log(f"{len(todo) - len(waiting)} of {len(todo)} cells are done")
     with kept_loaded():

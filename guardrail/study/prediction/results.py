@@ -26,7 +26,7 @@ class Cut:
     @classmethod
     def of(cls, scorer: str, kind: str, rows: Sequence[Row], scores: np.ndarray, n_bins: int) -> Cut:
         numbers = cut(scores, n_bins, strata_of(rows) if kind == "matched" else None)
-        parts = tuple(tuple(rows[i] for i in np.flatnonzero(numbers == number)) for number in range(n_bins))
+        parts = tuple(tuple(rows[int(i)] for i in np.flatnonzero(numbers == number)) for number in range(n_bins))
         return cls(scorer, kind, parts)
 
     @property
