@@ -134,6 +134,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "python -m guardrail.bench",
         ("guardrail.bench.__main__:BenchConfig",),
     ),
+    "forecast": (
+        "A forecast of durability",
+        "guardrail forecast fit | predict",
+        ("guardrail.similarity.forecast.command:Fit", "guardrail.similarity.forecast.command:Predict"),
+    ),
     "score_rows": (
         "Scores of rows",
         "bash scripts/score_rows.sh",

@@ -18,12 +18,14 @@ REFERENCE="${REFERENCE:-}"                                   # sets to compare t
 MODEL="${MODEL-models/sandbox/chat}"                         # encoder or causal LM; empty if all are stored
 OUTPUT_DIR="${OUTPUT_DIR:-outputs/audit}"                    # where audit.html and audit.json go
 MAX_ROWS="${MAX_ROWS:-2000}"                                 # rows used of each set
+FORECAST="${FORECAST:-}"                                     # of `guardrail forecast fit`; empty: no prediction
 
 ARGUMENTS=("--customer=$CUSTOMER" "--output_dir=$OUTPUT_DIR" "--max_rows=$MAX_ROWS")
 read -ra SETS <<<"$ALIGNMENT"
 for SET in "${SETS[@]}"; do ARGUMENTS+=("--alignment=$SET"); done
 read -ra SETS <<<"$REFERENCE"
 for SET in "${SETS[@]}"; do ARGUMENTS+=("--reference=$SET"); done
+if [[ -n "$FORECAST" ]]; then ARGUMENTS+=("--forecast=$FORECAST"); fi
 if [[ -n "$MODEL" ]]; then ARGUMENTS+=("--model_name_or_path=$MODEL"); fi
 
 python "$REPO/similarity/audit.py" "${ARGUMENTS[@]}" "$@"

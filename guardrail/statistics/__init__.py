@@ -1,6 +1,7 @@
 """All inference of the project; nothing else computes an interval or a p-value.
 
 agreement    agreement of raters beyond chance: Cohen's kappa, Krippendorff's alpha
+conformal    prediction intervals and p-values for a new group: a task, a pool or a study
 crossed      intervals and tests for a crossed design: every training seed is evaluated on the same prompts
 equivalence  is a difference so small that it does not matter?
 rates        rates with their intervals

@@ -26,6 +26,7 @@ leases            GPUs of a study are leased: a job sees only those that it hold
 noise             what a result would vary by if one thing alone were changed: seeds, prompts, machine
 plan              what a study will cost, before anything runs: jobs to run and to reuse, wall time, ...
 planning          what a plan is made of: assumptions, costs, schedule, memory, budget, calibration
+prediction        do scores of rows predict durability? Bins of one pool by every scorer, fine-tuned and compared
 primary           the one difference that was declared beforehand, and what it decides
 probe_jobs        the jobs of a trajectory: a fine-tuning that is probed along the way, and the judges of what ...
 processes         which jobs of a study share a process: imports and models are loaded once for all of them

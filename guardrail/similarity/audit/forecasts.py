@@ -12,7 +12,7 @@ from typing import Any
 from guardrail.similarity.forecast.command import audit_extraction, check_names, parse_before
 from guardrail.similarity.forecast.file import answer
 from guardrail.similarity.forecast.observations import audit_properties
-from guardrail.similarity.forecast.words import main_outcome, say
+from guardrail.similarity.forecast.words import heading, main_outcome, say
 
 NO_PREDICTION = (
     "No prediction: nothing was measured that this audit could go by (--forecast takes what `guardrail forecast fit` "
@@ -54,7 +54,7 @@ def sentences(audit: dict[str, Any]) -> list[str]:
     if "forecast" not in audit:
         return [NO_PREDICTION]
     outcome, best = verdict["prediction"], verdict["predicted_best"]
-    out = [f"Forecast for {one['name']}: {say(one['forecast'], outcome)}." for one in variants]
+    out = [f"{heading(one['forecast'])} for {one['name']}: {say(one['forecast'], outcome)}." for one in variants]
     if outcome is None or len(variants) < 2:
         return out
     found = variants[0]["forecast"][outcome]

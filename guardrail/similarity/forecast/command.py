@@ -99,13 +99,14 @@ def fit(files: Sequence[str], options: Fit) -> dict[str, Any]:
 def predict(file: str, options: Predict) -> dict[str, Any]:
     """The forecasts for what ``file`` holds."""
     from guardrail.similarity.forecast.file import answer, read_forecast
+    from guardrail.similarity.forecast.words import heading, say
 
     forecast = read_forecast(options.forecast)
     rows = []
     for name, values, extraction, measured in questions(file, parse_before(options.before)):
         row: dict[str, Any] = {"name": name, "properties": values, **answer(forecast, values, extraction)}
         rows.append(row | ({"measured": measured} if measured else {}))
-        log(f"{name}: {sentence(row)}")
+        log(f"{heading(row)} for {name}: {say(row)}")
     result: dict[str, Any] = {"forecast": options.forecast, "n": len(rows)}
     if options.out is not None:
         keep_inputs("out", options.out, {"FILE": file, "forecast": options.forecast})
@@ -172,13 +173,6 @@ def audit_extraction(audit: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(model, dict):
         return None
     return {"model": model.get("path", ""), "model_hash": model.get("hash"), "view": audit["view"]}
-
-
-def sentence(row: dict[str, Any]) -> str:
-    """The first outcome that has a forecast, in words; else why the first has none."""
-    from guardrail.similarity.forecast.words import say
-
-    return say(row)
 
 
 if __name__ == "__main__":

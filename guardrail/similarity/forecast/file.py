@@ -18,7 +18,6 @@ from guardrail.similarity.forecast.observations import (
     OUTCOMES,
     PROPERTIES,
     UNITS,
-    Observation,
     StudyFile,
     check_one_extraction,
     same_extraction,
@@ -148,9 +147,3 @@ def describe(document: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"{head} the harmfulness before: {'; '.join(parts)}{': it abstains' if reason else ''}")
     return lines
-
-
-def observations_of(document: dict[str, Any], studies: Sequence[StudyFile]) -> list[Observation]:
-    """The observations of ``studies`` that a forecast has not seen (by the studies' hashes)."""
-    seen = {one["hash"] for one in document["studies"]}
-    return [one for study in studies if study.sha256 not in seen for one in study.observations]

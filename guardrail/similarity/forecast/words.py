@@ -13,12 +13,17 @@ def main_outcome(rows: list[dict[str, Any]]) -> str | None:
     return next((name for name in OUTCOMES if rows and all("forecast" in row[name] for row in rows)), None)
 
 
+def heading(row: dict[str, Any]) -> str:
+    """What stands in front of `say`'s sentence."""
+    return "No forecast" if main_outcome([row]) is None else "Forecast"
+
+
 def say(row: dict[str, Any], outcome: str | None = None) -> str:
-    """One sentence, without a name and without a full stop."""
+    """One sentence without a full stop: the forecast, or why there is none (the first outcome's reason)."""
     outcome = outcome or main_outcome([row])
     if outcome is None:
         reasons = list(dict.fromkeys(row[name]["abstains"] for name in OUTCOMES if "abstains" in row[name]))
-        return f"no forecast: {reasons[0]}"
+        return str(reasons[0])
     found = row[outcome]
     sign = "+" if outcome == "delta_points" else ""
     low, high = found["interval"]

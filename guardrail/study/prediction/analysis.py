@@ -37,12 +37,16 @@ def outcome_cells(steps: Sequence[int], flags: np.ndarray) -> dict[str, np.ndarr
     return {"harmful": 100.0 * flags[..., -1], "life": 100.0 - life}
 
 
-def kendall(means: np.ndarray) -> float:
-    """Tau-b between 0, 1, ... and ``means``; 0 where all are equal."""
-    from scipy import stats
+def kendall(means: np.ndarray) -> np.ndarray:
+    """Tau-b (Kendall 1945) between 0, 1, ... and the last axis of ``means`` (..., B); 0 where all are equal.
 
-    value = float(stats.kendalltau(np.arange(len(means)), means).statistic)
-    return round(value, 12) if np.isfinite(value) else 0.0  # 1, not 1 less a rounding error
+    `scipy.stats.kendalltau` for many rows at once. Means that are equal but for rounding are equal.
+    """
+    values = np.round(means, 9)
+    first, second = np.triu_indices(values.shape[-1], k=1)
+    signs = np.sign(values[..., second] - values[..., first])
+    untied = np.abs(signs).sum(axis=-1)
+    return np.asarray(signs.sum(axis=-1) / np.sqrt(np.maximum(untied, 1) * len(first)))
 
 
 def tau(cells: np.ndarray, seed: int = 0, n_resamples: int = N_RESAMPLES) -> dict[str, Any]:
@@ -52,13 +56,11 @@ def tau(cells: np.ndarray, seed: int = 0, n_resamples: int = N_RESAMPLES) -> dic
     of_seeds = rng.multinomial(R, np.full(R, 1 / R), n_resamples) / R
     of_prompts = rng.multinomial(P, np.full(P, 1 / P), n_resamples) / P
     draws = np.einsum("ns,bsp,np->nb", of_seeds, cells, of_prompts, optimize=True)
-    # resampled means that are equal but for rounding are equal
-    values = [kendall(np.round(row, 9)) for row in draws]
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(kendall(draws), [0.025, 0.975])
     return {
-        "tau": kendall(np.round(cells.mean(axis=(1, 2)), 9)),
+        "tau": float(kendall(cells.mean(axis=(1, 2)))),
         "tau_interval": [float(low), float(high)],
-        "tau_by_seed": [kendall(np.round(cells[:, r].mean(axis=1), 9)) for r in range(R)],
+        "tau_by_seed": kendall(cells.mean(axis=2).T).tolist(),
     }
 
 

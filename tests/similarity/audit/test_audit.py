@@ -145,7 +145,7 @@ def test_a_forecast_that_abstains_prefers_nothing_and_says_why(main, stored, for
     forecast.write_text(json.dumps(document))
     assert main(command(stored, "--forecast", str(forecast)))["predicted_best"] is None
     summary = json.loads((stored / "out" / "audit.json").read_text())["summary"]
-    assert summary[0].startswith("Forecast for near: no forecast: similarity is") and "seen were" in summary[0]
+    assert summary[0].startswith("No forecast for near: similarity is") and "seen were" in summary[0]
 
 
 def test_the_value_before_needs_a_forecast_and_a_set(main, stored, forecast):

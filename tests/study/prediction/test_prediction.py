@@ -107,14 +107,22 @@ def test_a_planted_order_has_tau_one_and_a_gap_of_its_size():
     assert reverse["tau"] == -1 and not reverse["monotone"] and reverse["isotonic_share"] == pytest.approx(0, abs=1e-9)
 
 
+def test_tau_is_scipy_s():
+    from scipy import stats
+
+    rows = np.random.default_rng(0).integers(0, 4, size=(50, 5)).astype(float)
+    expected = [stats.kendalltau(range(5), row).statistic if np.ptp(row) else 0.0 for row in rows]
+    np.testing.assert_allclose(analysis.kendall(rows), expected, atol=1e-12)
+
+
 def test_intervals_of_a_score_that_means_nothing_cover_zero():
     covered = [0, 0]
-    for seed in range(40):
+    for seed in range(20):
         found = analysis.describe(analysis.outcome_cells(STEPS, answers((0.4,) * 5, 3, 100, seed, 0.05))["harmful"])
         covered[0] += found["gap_interval"][0] <= 0 <= found["gap_interval"][1]
         covered[1] += found["tau_interval"][0] <= 0 <= found["tau_interval"][1]
-    assert covered[0] >= 34, "of 40; seeds and prompts, nominal 38"
-    assert covered[1] >= 30, "tau's is the pigeonhole bootstrap's, too narrow with three seeds"
+    assert covered[0] >= 16, "of 20; seeds and prompts, nominal 19"
+    assert covered[1] >= 14, "tau's is the pigeonhole bootstrap's, too narrow with three seeds"
 
 
 def test_cells_are_joined_by_prompt_and_undecided_prompts_are_left_out():
