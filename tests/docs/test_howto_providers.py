@@ -2,8 +2,8 @@
 
     GUARDRAIL_LONG_TESTS=1 python -m pytest tests/docs/test_howto_providers.py
 
-Some minutes of two cores: it aligns, gates, audits, fine-tunes and evaluates the sandbox. The sandbox's models are those
-of this checkout, where it has them; otherwise they are trained, as the page says.
+Some minutes of two cores: it aligns, gates, audits, fine-tunes and evaluates the sandbox. The sandbox's models are
+those of this checkout, where it has them; otherwise they are trained, as the page says.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from guardrail.similarity.gate.source import FORMAT_CODES
 NOT_SCORED = "not_scored"
 ACCEPT, ACCEPT_WITH_QUARANTINE, REFUSE = "accept", "accept_with_quarantine", "refuse"
 EXIT_CODES = {ACCEPT: 0, ACCEPT_WITH_QUARANTINE: 3, REFUSE: 4}
+BEYOND = 100.0
 NEAR_LIMIT = 0.1  # a distance this close to 1 would change sides with a slightly different limit
 Array = np.ndarray[Any, Any]
 
@@ -48,8 +49,9 @@ class Whole:
 class Decisions:
     """``reasons[rule]`` (N,) which rows have it; ``decision`` (N,); ``percentiles`` (N, S).
 
-    ``risk`` (N,): the largest `references.rarity` of a row over the rules that hold rows back; ``distance`` (N,): its
-    largest distance, 1 at a limit.
+    ``risk`` (N,): a row's `references.rarity` summed over the rules that hold rows back (Fisher's method of combining
+    tests, which ignores that rules agree), and `BEYOND` for each limit in a score's own unit that it is beyond: those
+    rows come first. ``distance`` (N,): its largest distance, 1 at a limit.
     """
 
     reasons: dict[str, Array]
@@ -108,7 +110,7 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
     n, places = len(whole), {name: place for place, name in enumerate(policy.scorers)}
     found = limits(policy, references)
     reasons: dict[str, Array] = {}
-    risk, distance = np.full(n, -np.inf), np.full(n, -np.inf)
+    risk, distance = np.zeros(n), np.full(n, -np.inf)
     for rule in policy.rules:
         if rule.name == FORMAT:
             reasons[rule.name] = whole.format != 0
@@ -120,8 +122,11 @@ def decide(policy: Policy, whole: Whole, references: References) -> Decisions:
             column = whole.scores[:, places[str(rule.scorer)]]
             reasons[rule.name] = found[rule.name].beyond(column)
             if rule.action == QUARANTINE:
-                known = references.scores[:, places[str(rule.scorer)]]
-                risk = np.maximum(risk, rarity(column, found[rule.name], known, references.sets))
+                if rule.needs_references:
+                    known = references.scores[:, places[str(rule.scorer)]]
+                    risk += rarity(column, found[rule.name], known, references.sets)
+                else:
+                    risk += np.where(reasons[rule.name], BEYOND + found[rule.name].distance(column), 0.0)
                 distance = np.maximum(distance, found[rule.name].distance(column))
     limit = segment_limit(policy, references)
     masked_rows = np.zeros(n, dtype=bool)

@@ -112,25 +112,33 @@ class Limit:
 def rarity(values: Array, limit: Limit, reference: Array, sets: Array) -> Array:
     """(n,) how rare such a score is among good rows, in decades: 2 means that one reference row in 100 is as far out.
 
-    Only the sides that have a limit count. Scores of different rules can be compared by it, whatever their units and
-    tails. Farther out than every reference row (or without references) the distance from the limit orders rows.
+    Only the sides that have a limit count. Beyond the references' last tenth an exponential tail is fitted to that
+    tenth (peaks over a threshold: Pickands 1975), so that scores of different rules can be added and compared whatever
+    their units and tails, also beyond every reference row. 0 for NaN, and without references.
     """
+    out = np.zeros(len(values))
     known = np.isfinite(reference)
-    distance = np.log10(1 + np.maximum(limit.distance(values), 0))
-    share, n_sets = np.zeros(len(values)), 0
-    for number in np.unique(sets[known]):
-        ordered = np.sort(reference[known & (sets == number)])
-        n_sets += 1
-        above = 1 - np.searchsorted(ordered, values, side="left") / len(ordered)
-        below = np.searchsorted(ordered, values, side="right") / len(ordered)
-        sides = [side for side, bound in ((above, limit.high), (below, limit.low)) if np.isfinite(bound)]
-        share += np.min(sides, axis=0) if sides else 1.0
-    if not n_sets:
-        return np.where(np.isnan(values), -np.inf, distance)
-    floor = 1 / (known.sum() + 1)
-    decades = -np.log10(np.maximum(share / n_sets, floor))
-    beyond = np.where(share / n_sets < floor, distance, 1e-3 * distance)
-    return np.where(np.isnan(values), -np.inf, decades + beyond)
+    if not known.any():
+        return out
+    for bound, sign in ((limit.high, 1.0), (limit.low, -1.0)):
+        if not np.isfinite(bound):
+            continue
+        column, ours = sign * reference[known], sign * values
+        share, n_sets = np.zeros(len(values)), 0
+        for number in np.unique(sets[known]):
+            ordered = np.sort(column[sets[known] == number])
+            share += 1 - np.searchsorted(ordered, ours, side="left") / len(ordered)
+            n_sets += 1
+        start = quantile(column, sets[known], 90)
+        beyond = column > start
+        decades = np.minimum(-np.log10(np.maximum(share / n_sets, 0.1)), 1.0)
+        if beyond.any():
+            excess = float((column[beyond] - start).mean())
+            decades = np.where(ours > start, 1 + (ours - start) / (excess * np.log(10)), decades)
+        else:  # a tenth of the references or more is the largest
+            decades = np.where(ours > start, 2.0, decades)
+        out = np.fmax(out, decades)
+    return np.where(np.isnan(values), 0.0, out)
 
 
 def limit_of(rule: Rule, column: Array, sets: Array) -> Limit:

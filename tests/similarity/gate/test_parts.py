@@ -125,18 +125,18 @@ def test_limits_and_distances():
 
 
 def test_rarity_compares_rules_of_different_units():
-    """Of 99 reference rows 1 to 99, 9 are at least 91 and none is above 99; a hundredfold unit changes nothing."""
-    column, sets = np.arange(1.0, 100), np.zeros(99, dtype=int)
-    values = np.array([50.0, 91, 99, 150, 200, np.nan])
+    """Of 1,000 exponential reference rows the share beyond x is exp(-x), so rarity is x / ln 10, also where none is."""
+    column = -np.log(1 - (np.arange(1000) + 0.5) / 1000)
+    sets, values = np.zeros(1000, dtype=int), np.array([0.1, 1.0, 3.0, 6.0, 12.0, np.nan])
     for unit in (1.0, 100.0):
         limit = limit_of(Rule("r", scorer="s", above_percentile=90), unit * column, sets)
         found = rarity(unit * values, limit, unit * column, sets)
-        assert found[:3] == pytest.approx(-np.log10([50 / 99, 9 / 99, 1 / 99]), abs=1e-3)
-        assert 2 < found[3] < found[4] < 3 and found[5] == -np.inf
-    low = limit_of(Rule("r", scorer="s", below_percentile=10), column, sets)
-    assert rarity(np.array([9.0, 99]), low, column, sets) == pytest.approx([-np.log10(9 / 99), 0], abs=1e-3)
-    alone = rarity(np.array([1.0, 9.0]), Limit(0.5, -np.inf, 0.0), np.zeros(0), np.zeros(0, dtype=int))
-    assert 0 < alone[0] < alone[1]
+        assert found[:5] == pytest.approx(values[:5] / np.log(10), rel=0.02) and found[5] == 0
+    low = limit_of(Rule("r", scorer="s", below_percentile=10), -column, sets)
+    assert rarity(-values[:5], low, -column, sets) == pytest.approx(values[:5] / np.log(10), rel=0.02)
+    assert rarity(values, Limit(0.5, -np.inf, 0.0), np.zeros(0), np.zeros(0, dtype=int)).tolist() == [0] * 6
+    same = limit_of(Rule("r", scorer="s", above_percentile=99), np.ones(50), sets[:50])
+    assert rarity(np.array([0.0, 1, 2]), same, np.ones(50), sets[:50]).tolist() == [0, 0, 2]
 
 
 def test_good_rows_are_judged_by_the_other_half():
