@@ -5,8 +5,9 @@
 
 Writes ``outputs/<study>/prediction/``: pool and scores, ``cells/``, tables, a figure, and ``prediction.json`` last.
 Cells that are done are not made again; a kill costs the one that was running. Scorers come in the study file's order,
-each with all of its seeds: ``--stop_after_sec`` ends between two cells, and what is there is tabulated. Known limits:
-one process, which trains and judges on the device that it has; full fine-tuning; docs/prediction.md.
+each with all of its seeds, plain bins before matched ones: ``--stop_after_sec`` ends between two cells, and what is
+there is tabulated. Known limits: one process, which trains and judges on the device that it has; full fine-tuning;
+docs/prediction.md.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def predict(study: Study, names: Sequence[str], outputs: str, stop_after_sec: in
     found = {name: score_pool(study, name, rows, files, model, folder / "scores") for name in names}
     cuts = [
         Cut.of(name, kind, rows, found[name]["scores"], prediction.n_bins)
+        for kind in (KINDS if prediction.matched else KINDS[:1])
         for name in names
         if "scores" in found[name]
-        for kind in (KINDS if prediction.matched else KINDS[:1])
     ]
     todo = [(cut.place(number, seed), cut.rows(number)) for cut in cuts for seed in study.seeds for number in cut.bins]
     waiting = [(place, part) for place, part in todo if not cells.is_done(place, part)]
