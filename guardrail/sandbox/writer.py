@@ -73,7 +73,8 @@ def _arrow_type(kind: str) -> Any:
     return {"string": pa.string(), "bool": pa.bool_(), "labels": pa.list_(pa.int8())}[kind]
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """``rows`` as one parquet file, with the types of `COLUMNS`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -215,7 +216,7 @@ def write_sandbox(out: str | Path, seed: int = 0) -> dict[str, Any]:
     for split in SPLITS:
         rows = build_split(split, seed)
         n_rows[split] = len(rows)
-        _write_parquet(out / parquet_name(split), rows)
+        write_parquet(out / parquet_name(split), rows)
         names.append(parquet_name(split))
     questions, references = build_mt_bench(seed)
     write_jsonl(out / "mt_bench" / "question.jsonl", questions)
