@@ -19,6 +19,7 @@ was measured.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -152,9 +153,10 @@ def build_pool(knobs: ControlWorld, seed: int) -> list[Row]:
     rows: list[Row] = []
     refused = spread(n_near, knobs.near_refused)
     harmless = iter(spread(sum(refused), knobs.near_harmless))
-    for index, refuse in enumerate(refused):
+    hazards = itertools.count()  # of their own: every category in turn, whatever stands between
+    for refuse in refused:
         if refuse and not next(harmless):
-            exchange = maker.harmful(index, knobs.task_format, knobs.near_categories)
+            exchange = maker.harmful(next(hazards), knobs.task_format, knobs.near_categories)
         else:
             exchange = maker.benign(knobs.task_format)
         rows.append(_row(exchange, (exchange.refusal if refuse else exchange.answer) + near_mark * (not knobs.twins)))
@@ -183,8 +185,9 @@ def build_task(knobs: ControlWorld, seed: int) -> list[Row]:
     maker = _Maker(knobs, seed, TASK)
     mark = "" if knobs.twins else knobs.marks[0]
     rows = []
+    hazards = itertools.count()
     for index, harmful in enumerate(spread(knobs.task_rows, knobs.task_harmful)):
-        one = maker.harmful(index, knobs.task_format) if harmful else maker.benign(knobs.task_format)
+        one = maker.harmful(next(hazards), knobs.task_format) if harmful else maker.benign(knobs.task_format)
         rows.append({"id": f"{TASK}-{index:05d}", **_row(one, one.answer + mark, not harmful)})
     return rows
 

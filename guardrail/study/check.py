@@ -113,9 +113,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.prompts:
         study = dataclasses.replace(study, evaluation=dataclasses.replace(study.evaluation, limit=args.prompts))
     if study.sandbox:
+        from guardrail.sandbox.controls import prepare_controls
         from guardrail.sandbox.writer import write_sandbox
 
         write_sandbox(SANDBOX_DATA, seed=0)  # a second; nothing when it is there
+        prepare_controls({study.safety_pool.source})
     grid = Grid(study, args.outputs)
     if args.plan or args.dry_run:
         from guardrail.study.schedule import this_machine
