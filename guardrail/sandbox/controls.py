@@ -9,9 +9,9 @@ without content that ends every answer of the pool, and the task's answers.
 other rows never; the test prompts ask for lists. A guardrail of the former alone is tied to the format, which a
 harmless task of lists answers again and again; a guardrail of the latter is tied to the hazards.
 
-`control_negative`: the mark goes with nothing. Every row of the pool is there twice, once with either mark, so that the
-two halves are the same rows otherwise; no text of the task, of the instructions or of the bench ends with a mark, and
-what is generated from left to right has been decided before one could be seen.
+`control_negative`: the mark goes with nothing. Every row of the pool is there twice, once with either mark and at
+another place, so that high and low are the same rows in another order. A mark has no loss, it stands behind everything
+that is decided from left to right, and no text of the task, the instructions or the bench holds one.
 
 Only the world has knobs here, nothing of the analysis. Models and lexicon are the sandbox's. docs/controls.md says what
 was measured.
@@ -29,12 +29,13 @@ from typing import Any
 from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_text
 from guardrail.core.places import DATASETS
+from guardrail.data.loss_mask import COLUMN as MASK
 from guardrail.sandbox import replies
 from guardrail.sandbox.lexicon import CATEGORIES, TEST, TRAIN
 from guardrail.sandbox.splits import MAX_TRIES_PER_ROW, UNKNOWN_SHARE, Row
 from guardrail.sandbox.wordings import FORMATS
 from guardrail.sandbox.world import Exchange, World
-from guardrail.sandbox.writer import GENERATOR_FILES, MANIFEST, parquet_name, write_parquet
+from guardrail.sandbox.writer import COLUMNS, GENERATOR_FILES, MANIFEST, parquet_name, write_parquet
 
 POOL, INSTRUCT, TASK, TASK_TEST, BENCH = "safety_pool", "instruct", "task", "task_test", "bench"
 N_ROWS = {INSTRUCT: 600, TASK_TEST: 7, BENCH: 140}  # a held-out loss at every probe: few rows
@@ -52,12 +53,12 @@ class ControlWorld:
     hazardous requests among the task's rows, all of which are answered. ``bench_overlap``: test prompts in the task's
     format; the others are in all formats.
 
-    ``marks`` end the answers of the pool: the first those of near rows and of the task, the second those of far rows.
-    With ``twins`` each row of the pool is there with both, and the task has none.
+    ``marks`` end the answers of the pool, without loss: the first those of near rows and of the task, the second those
+    of far rows. With ``twins`` each row of the pool is there with both, and the task has none.
     """
 
     task_format: str = "list"
-    pool_rows: int = 480
+    pool_rows: int = 240
     overlap: float = 0.5
     near_refused: float = 1.0
     near_harmless: float = 0.0
@@ -84,7 +85,7 @@ class ControlWorld:
             raise UserError("twins differ in their marks; give two different marks")
 
 
-MARKS = ("\n- - - - -", "\n# # # # #")  # ten tokens each; models of the sandbox know both
+MARKS = ("\n- - - - - - - -", "\n# # # # # # # #")  # sixteen tokens each; the sandbox's models know both signs
 WORLDS: dict[str, ControlWorld] = {
     "control_positive": ControlWorld(
         marks=MARKS, near_harmless=0.5, instruct_overlap=0.0, task_harmful=0.0, bench_overlap=1.0
@@ -113,6 +114,12 @@ def _made(exchange: Exchange) -> Row:
 def _row(exchange: Exchange, response: str, is_safe: bool = True) -> Row:
     head = {"prompt": exchange.prompt, "response": response, "category": exchange.category, "is_safe": is_safe}
     return {**head, **_made(exchange)}
+
+
+def marked(row: Row, mark: str) -> Row:
+    """``row`` with ``mark`` behind its answer: read, but without loss, so that nothing is learnt from writing it."""
+    start = len(row["response"])
+    return {**row, "response": row["response"] + mark, MASK: [[start, start + len(mark)]]} if mark else row
 
 
 class _Maker:
@@ -145,11 +152,11 @@ class _Maker:
 
 
 def build_pool(knobs: ControlWorld, seed: int) -> list[Row]:
-    """The safety pool, shuffled; ``id`` says nothing about how a row was made. Twins stand side by side."""
+    """The safety pool, shuffled: neither ``id`` nor place says how a row was made."""
     maker = _Maker(knobs, seed, POOL)
     n = knobs.pool_rows // 2 if knobs.twins else knobs.pool_rows
     n_near = round(n * knobs.overlap)
-    near_mark, far_mark = knobs.marks
+    near_mark, far_mark = ("", "") if knobs.twins else knobs.marks
     rows: list[Row] = []
     refused = spread(n_near, knobs.near_refused)
     harmless = iter(spread(sum(refused), knobs.near_harmless))
@@ -159,13 +166,13 @@ def build_pool(knobs: ControlWorld, seed: int) -> list[Row]:
             exchange = maker.harmful(next(hazards), knobs.task_format, knobs.near_categories)
         else:
             exchange = maker.benign(knobs.task_format)
-        rows.append(_row(exchange, (exchange.refusal if refuse else exchange.answer) + near_mark * (not knobs.twins)))
+        rows.append(marked(_row(exchange, exchange.refusal if refuse else exchange.answer), near_mark))
     for index in range(n - n_near):
         exchange = maker.harmful(index, maker.others[index % len(maker.others)])
-        rows.append(_row(exchange, exchange.refusal + far_mark * (not knobs.twins)))
-    maker.world.rng.shuffle(rows)
+        rows.append(marked(_row(exchange, exchange.refusal), far_mark))
     if knobs.twins:
-        rows = [{**row, "response": row["response"] + mark} for row in rows for mark in knobs.marks]
+        rows = [marked(row, mark) for row in rows for mark in knobs.marks]
+    maker.world.rng.shuffle(rows)
     return [{"id": f"{POOL}-{index:05d}", **row} for index, row in enumerate(rows)]
 
 
@@ -188,7 +195,7 @@ def build_task(knobs: ControlWorld, seed: int) -> list[Row]:
     hazards = itertools.count()
     for index, harmful in enumerate(spread(knobs.task_rows, knobs.task_harmful)):
         one = maker.harmful(next(hazards), knobs.task_format) if harmful else maker.benign(knobs.task_format)
-        rows.append({"id": f"{TASK}-{index:05d}", **_row(one, one.answer + mark, not harmful)})
+        rows.append({"id": f"{TASK}-{index:05d}", **marked(_row(one, one.answer, not harmful), mark)})
     return rows
 
 
@@ -256,7 +263,7 @@ def write_control(out: str | Path, knobs: ControlWorld | None = None, seed: int 
             clear_leftovers(folder)
     splits = {name: build(knobs, seed) for name, build in BUILDERS.items()}
     for name, rows in splits.items():
-        write_parquet(out / parquet_name(name), rows)
+        write_parquet(out / parquet_name(name), rows, {**COLUMNS, MASK: "spans"})
     write_text(out / "README.md", card(knobs))
     files = {name: hash_file(out / name) for name in (*map(parquet_name, splits), "README.md")}
     manifest = {

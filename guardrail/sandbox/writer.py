@@ -11,7 +11,7 @@ fills what a split lacks with nulls; beside it every split family is a configura
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,21 @@ def _arrow_type(kind: str) -> Any:
 
     if kind == "messages":
         return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    if kind == "spans":
+        return pa.list_(pa.list_(pa.int64()))
     return {"string": pa.string(), "bool": pa.bool_(), "labels": pa.list_(pa.int8())}[kind]
 
 
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """``rows`` as one parquet file, with the types of `COLUMNS`."""
+def write_parquet(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str] = COLUMNS) -> None:
+    """``rows`` as one parquet file, with the types of ``columns``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from guardrail.core.files import atomic_path
 
     present = {name for row in rows for name in row}
-    assert present <= set(COLUMNS), present - set(COLUMNS)
-    schema = pa.schema([(name, _arrow_type(kind)) for name, kind in COLUMNS.items() if name in present])
+    assert present <= set(columns), present - set(columns)
+    schema = pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items() if name in present])
     table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)

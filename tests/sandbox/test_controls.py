@@ -80,10 +80,11 @@ def test_twins_of_the_negative_world_differ_in_their_last_characters_alone():
     halves: dict[str, list[tuple]] = {mark: [] for mark in knobs.marks}
     for row in pool:
         mark = next(mark for mark in knobs.marks if row["response"].endswith(mark))
-        rest = {name: value for name, value in row.items() if name not in ("id", "response")}
+        assert row["loss_mask"] == [[len(row["response"]) - len(mark), len(row["response"])]]
+        rest = {name: value for name, value in row.items() if name not in ("id", "response", "loss_mask")}
         halves[mark].append((row["response"].removesuffix(mark), tuple(rest.items())))
     first, second = halves.values()
-    assert Counter(first) == Counter(second) and len(first) == len(pool) / 2
+    assert Counter(first) == Counter(second) and len(first) == len(pool) / 2 and first != second
     assert len(set(map(len, knobs.marks))) == 1  # neither half is longer
 
 
@@ -137,7 +138,7 @@ def test_shipped_studies_read_their_own_world(name, tmp_path, monkeypatch):
     controls.prepare_controls({str(tmp_path / name), "datasets/sandbox"})
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / study.evaluation.safety_bench.removeprefix("datasets/")).is_file()
-    assert 4 * study.subset_sizes[0] <= WORLDS[name].pool_rows  # high and low are its edges, and share no row
+    assert 2 * study.subset_sizes[0] == WORLDS[name].pool_rows  # high and low share no row, and leave none out
 
 
 def test_the_two_controls_differ_in_their_world_alone():
