@@ -51,6 +51,7 @@ from guardrail.study.config import Source, Study, as_dict, build, load_study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Cell, Grid
 from guardrail.study.jobs import Job, jobs_behind
+from guardrail.study.keep import needed_again
 from guardrail.study.records import clear_failure, clear_product, product_state, remove_weights, write_record
 from guardrail.study.results import Results
 from guardrail.study.schedule import make_sandbox_models
@@ -144,16 +145,15 @@ def step_of(root: Path, job: Job) -> Step:
 def run_jobs(grid: Grid, jobs: dict[str, Job], targets: list[str]) -> float:
     """Run what ``targets`` need and is not done, in this process; the processor seconds. Raises ``UserError``."""
     root = grid.folder
-    wanted = [job for name, job in jobs.items() if name in set(jobs_behind(jobs, targets))]
-    todo = []
-    for job in wanted:
-        states = [product_state(root, job.name, product) for product in job.products]
-        if not all(state.done for state in states):
-            todo.append(job)
-            clear_failure(root, job.name)
-            for product, state in zip(job.products, states, strict=True):
-                if not state.done:
-                    clear_product(root, job.name, product)
+    behind = jobs_behind(jobs, targets)
+    states = {name: {p.name: product_state(root, name, p) for p in jobs[name].products} for name in behind}
+    open_jobs = [name for name in jobs if name in states and not all(one.done for one in states[name].values())]
+    todo = [jobs[name] for name in needed_again({name: jobs[name] for name in behind}, states, open_jobs)]
+    for job in todo:
+        clear_failure(root, job.name)
+        for product in job.products:
+            if not states[job.name][product.name].done:
+                clear_product(root, job.name, product)
     seconds = 0.0
 
     def note(status: Status) -> None:

@@ -10,8 +10,9 @@ other rows never; the test prompts ask for lists. A guardrail of the former alon
 harmless task of lists answers again and again; a guardrail of the latter is tied to the hazards.
 
 `control_negative`: the mark goes with nothing. Every row of the pool is there twice, once with either mark and at
-another place, so that high and low are the same rows in another order. A mark has no loss, it stands behind everything
-that is decided from left to right, and no text of the task, the instructions or the bench holds one.
+another place, so that high and low are the same rows in another order. Nothing is learnt from writing a mark: it has no
+loss. No request and no instruction holds one, and it stands behind everything that is decided from left to right. What
+is left of it is that the end of the turn, which has a loss, is read off behind it.
 
 Only the world has knobs here, nothing of the analysis. Models and lexicon are the sandbox's. docs/controls.md says what
 was measured.
@@ -53,8 +54,8 @@ class ControlWorld:
     hazardous requests among the task's rows, all of which are answered. ``bench_overlap``: test prompts in the task's
     format; the others are in all formats.
 
-    ``marks`` end the answers of the pool, without loss: the first those of near rows and of the task, the second those
-    of far rows. With ``twins`` each row of the pool is there with both, and the task has none.
+    ``marks`` end the answers of the pool and the task, without loss: the first those of the task and of near rows, the
+    second those of far rows. With ``twins`` each row of the pool is there with both.
     """
 
     task_format: str = "list"
@@ -88,7 +89,7 @@ class ControlWorld:
 MARKS = ("\n- - - - - - - -", "\n# # # # # # # #")  # sixteen tokens each; the sandbox's models know both signs
 WORLDS: dict[str, ControlWorld] = {
     "control_positive": ControlWorld(
-        marks=MARKS, near_harmless=0.5, instruct_overlap=0.0, task_harmful=0.0, bench_overlap=1.0
+        marks=MARKS, near_harmless=0.8, instruct_overlap=0.0, task_harmful=0.0, bench_overlap=1.0
     ),
     "control_negative": ControlWorld(marks=MARKS, twins=True),
 }
@@ -190,12 +191,11 @@ def build_instruct(knobs: ControlWorld, seed: int) -> list[Row]:
 def build_task(knobs: ControlWorld, seed: int) -> list[Row]:
     """The downstream task: requests of one format, hazardous or harmless, all answered."""
     maker = _Maker(knobs, seed, TASK)
-    mark = "" if knobs.twins else knobs.marks[0]
     rows = []
     hazards = itertools.count()
     for index, harmful in enumerate(spread(knobs.task_rows, knobs.task_harmful)):
         one = maker.harmful(next(hazards), knobs.task_format) if harmful else maker.benign(knobs.task_format)
-        rows.append({"id": f"{TASK}-{index:05d}", **marked(_row(one, one.answer, not harmful), mark)})
+        rows.append({"id": f"{TASK}-{index:05d}", **marked(_row(one, one.answer, not harmful), knobs.marks[0])})
     return rows
 
 
