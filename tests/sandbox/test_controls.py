@@ -95,10 +95,10 @@ def test_no_loss_and_no_prompt_of_the_negative_world_has_a_mark():
     for name in rows:
         for row in rows[name]:
             spans = row.get("loss_mask", [])
-            assert spans == ([] if name not in (POOL, TASK) else spans[:1])
+            assert len(spans) == (name in (POOL, TASK))
             taught = row["response"][: spans[0][0]] if spans else row.get("response")
             texts += texts_of({**row, "response": taught})
-    assert len(texts) > 2000
+    assert len(texts) > 1900
     assert not [text for text in texts for mark in knobs.marks if mark in text]
 
 
