@@ -11,6 +11,7 @@ Hazards are invented substances, devices and deeds; no text in it could help any
     tokenizer  byte-level BPE
     training   one plain training loop for the tiny models
     moderation the Beaver-Dam-shaped text format, training pairs and measured agreement
+    controls   worlds with a known answer: what an instrument should find, and what not
     models     which model is trained from what, two processes, atomic folders
     customer   a customer's file with planted rows, to practise the gate on
 

@@ -12,7 +12,10 @@ from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
 from guardrail.core.options import decisive, read_options
+from guardrail.core.places import SANDBOX_MODELS
 from guardrail.core.steps import DONE, FAILED, Status
+from guardrail.data.rows import load_rows, response
+from guardrail.sandbox.controls import WORLDS
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.trajectories import Trajectory
@@ -133,3 +136,22 @@ def test_shares_of_the_difference_compare_endpoints(instrument):
     assert found["life"]["seeds_needed"] <= 3
     weaker = instrument.sensitivity(arms(effect=2.0), 3)["endpoints"]
     assert weaker["life"]["detectable_share"] > found["life"]["detectable_share"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_selection_by_similarity_separates_the_marks(instrument, name, tmp_path):
+    """The study's own representations and selection: one mark is high and the other low, without exception."""
+    if not (SANDBOX_MODELS / "chat" / "config.json").is_file():
+        pytest.skip("needs the sandbox's models: python datasets/sandbox/train_models.py")
+    file = str(REPOSITORY / "configs" / "studies" / f"{name}.yaml")
+    grid = Grid(instrument.control_study(file, {}, 1, "", tmp_path), tmp_path)
+    jobs = make_jobs(grid, OUR_TRAINER)
+    (target,) = [job for job in jobs.values() if job.stage == "select"]
+    instrument.run_jobs(grid, jobs, [target.name])
+    texts = []
+    for product, mark in zip(("high", "low"), WORLDS[name].marks, strict=True):
+        rows = load_rows(grid.folder / target.product(product).files[0])
+        assert len(rows) == grid.study.subset_sizes[0] and all(response(row).endswith(mark) for row in rows)
+        texts.append(sorted((row["messages"][0]["content"], response(row).removesuffix(mark)) for row in rows))
+    assert (texts[0] == texts[1]) == WORLDS[name].twins

@@ -32,6 +32,7 @@ STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 
 
 PAPER = REPOSITORY / "configs/studies/paper_llama2_7b.yaml"
+GEMMA = REPOSITORY / "configs/studies/paper_gemma2.yaml"
 
 
 def on(kind_of_gpu: str, n: int) -> Node:
@@ -197,7 +198,7 @@ def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
 @pytest.mark.slow
 def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
     changes = {"seeds": [1], "sandbox": False, "evaluation": {"safety_bench": "sandbox", "judges": JUDGES}}
-    grid, jobs = dry_run(load_study(STUDIES[0], changes), tmp_path)
+    grid, jobs = dry_run(load_study(GEMMA, changes), tmp_path)
     n_checkpoints = 1 + len(grid.alignments) + len(grid.cells)
     assert jobs["evaluate"] == n_checkpoints
     assert jobs["judge_guard"] == jobs["harmfulness"] == 4 and jobs["judge_openai"] == 1
@@ -206,7 +207,7 @@ def test_further_judges_are_jobs_of_every_checkpoint(tmp_path):
 def test_slurm_profile_names_rules_of_the_workflow(tmp_path):
     profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
     changes = {"sandbox": False, "evaluation": {"safety_bench": "sandbox", "judges": JUDGES}}
-    jobs = make_jobs(Grid(load_study(STUDIES[0], changes), tmp_path), OUR_TRAINER, missing_ok=True)
+    jobs = make_jobs(Grid(load_study(GEMMA, changes), tmp_path), OUR_TRAINER, missing_ok=True)
     processes = make_processes(jobs, list(jobs), Machine(tuple("0123"), 1)).values()
     with_gpus = {process.stage for process in processes if process.gpus != "none"}
     assert {"align", "fine_tune"} <= set(profile["set-resources"]) <= with_gpus
