@@ -21,22 +21,24 @@ was measured.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from guardrail.core.cli import Parser, log
 from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_text
-from guardrail.core.places import DATASETS
+from guardrail.core.places import DATASETS, SANDBOX_DATA
 from guardrail.data.loss_mask import COLUMN as MASK
 from guardrail.sandbox import replies
 from guardrail.sandbox.lexicon import CATEGORIES, TEST, TRAIN
 from guardrail.sandbox.splits import MAX_TRIES_PER_ROW, UNKNOWN_SHARE, Row
 from guardrail.sandbox.wordings import FORMATS
 from guardrail.sandbox.world import Exchange, World
-from guardrail.sandbox.writer import COLUMNS, GENERATOR_FILES, MANIFEST, parquet_name, write_parquet
+from guardrail.sandbox.writer import COLUMNS, GENERATOR_FILES, MANIFEST, parquet_name, write_parquet, write_sandbox
 
 POOL, INSTRUCT, TASK, TASK_TEST, BENCH = "safety_pool", "instruct", "task", "task_test", "bench"
 N_ROWS = {INSTRUCT: 600, TASK_TEST: 7, BENCH: 140}  # a held-out loss at every probe: few rows
@@ -297,3 +299,22 @@ def prepare_controls(sources: set[str]) -> None:
     for name in WORLDS:
         if any(Path(source).resolve() == (DATASETS / name).resolve() for source in sources):
             write_control(DATASETS / name)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """``datasets/sandbox/generate.py``."""
+    parser = Parser(description="Write the sandbox data set, or a control world, in the hub's layout.")
+    parser.add_argument("--out", default=None, help="data-set folder; None: datasets/sandbox, or datasets/WORLD")
+    parser.add_argument(
+        "--world", choices=sorted(WORLDS), default=None, help="a control world instead (docs/controls.md)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    out = args.out or str(DATASETS / args.world if args.world else SANDBOX_DATA)
+    manifest = write_control(out, WORLDS[args.world], args.seed) if args.world else write_sandbox(out, args.seed)
+    seconds = round(time.perf_counter() - start, 2)
+    state = "written" if manifest["written"] else "unchanged"
+    n_rows = manifest["n_rows"]
+    log(f"{args.world or 'sandbox'} data: {sum(n_rows.values())} rows in {len(n_rows)} splits, {state}")
+    return {"out": out, "written": manifest["written"], "n_rows": n_rows, "seconds": seconds}

@@ -10,15 +10,12 @@ fills what a split lacks with nulls; beside it every split family is a configura
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guardrail.core.cli import Parser, log
 from guardrail.core.errors import UserError
 from guardrail.core.files import clear_leftovers, hash_file, hash_json, read_json, write_json, write_jsonl, write_text
-from guardrail.core.places import DATASETS, SANDBOX_DATA
 from guardrail.sandbox.mt_bench import build_mt_bench
 from guardrail.sandbox.splits import SPLITS, build_split
 
@@ -229,24 +226,3 @@ def write_sandbox(out: str | Path, seed: int = 0) -> dict[str, Any]:
     manifest = {"fingerprint": fingerprint(seed), "seed": seed, "n_rows": n_rows, "files": files}
     write_json(out / MANIFEST, manifest)
     return {**manifest, "written": True}
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """``datasets/sandbox/generate.py``."""
-    from guardrail.sandbox.controls import WORLDS, write_control
-
-    parser = Parser(description="Write the sandbox data set, or a control world, in the hub's layout.")
-    parser.add_argument("--out", default=None, help="data-set folder; None: datasets/sandbox, or datasets/WORLD")
-    parser.add_argument(
-        "--world", choices=sorted(WORLDS), default=None, help="a control world instead (docs/controls.md)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world")
-    args = parser.parse_args(argv)
-    start = time.perf_counter()
-    out = args.out or str(DATASETS / args.world if args.world else SANDBOX_DATA)
-    manifest = write_control(out, WORLDS[args.world], args.seed) if args.world else write_sandbox(out, args.seed)
-    seconds = round(time.perf_counter() - start, 2)
-    state = "written" if manifest["written"] else "unchanged"
-    n_rows = manifest["n_rows"]
-    log(f"{args.world or 'sandbox'} data: {sum(n_rows.values())} rows in {len(n_rows)} splits, {state}")
-    return {"out": out, "written": manifest["written"], "n_rows": n_rows, "seconds": seconds}
