@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 from toys import REPOSITORY
@@ -103,11 +104,15 @@ def test_the_harness_gives_the_same_outcome_per_id(own, bench, monkeypatch):
 
 @pytest.mark.slow
 @needs("inspect_ai")
-def test_inspect_gives_the_same_outcome_per_id(own, bench, tmp_path):
+def test_inspect_gives_the_same_outcome_per_id(own, bench, tmp_path, monkeypatch):
+    import tiktoken
     from inspect_ai import eval as inspect_eval
     from inspect_ai.model import ModelOutput, get_model
 
     from guardrail.evaluation.exchange.inspect_task import safety
+
+    words = SimpleNamespace(encode=lambda text, **_: text.split())  # its own encodings are fetched from the network
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: words)
 
     def answer(messages, *_):
         text = messages[-1].text
