@@ -192,20 +192,21 @@ def test_a_training_job_on_several_nodes(tmp_path, monkeypatch):
     """NODES=2 with a SLURM profile: as many GPUs on each, and a hostfile of the job's nodes."""
     monkeypatch.setattr(leases, "listed", dict)
     two = this_machine("0,1", 1, nodes=2)
-    shell = {"SLURM_JOB_ID": "8", "SLURM_JOB_NODELIST": "node[1-2]", "CUDA_VISIBLE_DEVICES": "0,1"}
+    shell = {"SLURM_JOB_ID": "8", "CUDA_VISIBLE_DEVICES": "0,1"}
     with devices_of(job("all"), two, 4, shell) as variables:
         assert variables["GPUS"] == "0,1"
     with pytest.raises(UserError, match="has 2 GPUs on each of 2 nodes"), devices_of(job("all"), two, 8, shell):
         pass
     (tmp_path / "bin").mkdir()
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n')
-    scontrol.chmod(0o755)
+    asked = {"squeue": "--noheader --jobs=8 --format=%N", "scontrol": "show hostnames node[1-2]"}
+    for (name, words), answer in zip(asked.items(), ("node[1-2]", "node1\\nnode2"), strict=True):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\n[ "$*" = "{words}" ] && printf "{answer}\\n"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     variables = nodes_of_job(tmp_path / "steps", 2, 4, shell)
     assert Path(variables["HOSTFILE"]).read_text() == "node1 slots=2\nnode2 slots=2\n"
     assert variables["GUARDRAIL_REMOTE"] == "srun"
-    with pytest.raises(UserError, match="scheduled on 3 nodes and its SLURM job has 2"):
+    with pytest.raises(UserError, match="scheduled on 3 nodes and its SLURM job 8 has 2: node1 node2"):
         nodes_of_job(tmp_path / "steps", 3, 6, shell)
     with pytest.raises(UserError, match="start the study with --profile"):
         nodes_of_job(tmp_path / "steps", 2, 4, {})
