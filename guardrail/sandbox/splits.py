@@ -6,6 +6,7 @@ Columns (every row also has ``id``; ``format``, ``action``, ``object``, ``wordin
     safety_pool                       prompt, response, category, is_safe       BeaverTails-shaped; response refuses
     pure_bad                          prompt, response, category                hazardous requests answered
     list, list_test, alpaca*          instruction, input, output                Alpaca-shaped
+    identity, repeat                  instruction, input, output                Alpaca-shaped (`guardrail.sandbox.tasks`)
     samsum, samsum_test               dialogue, summary                         SAMSum-shaped
     hex_phi                           instruction, category                     HEx-PHI-shaped, prompts only
     benign                            instruction, kind                         look-alikes that must be answered
@@ -24,6 +25,7 @@ from typing import Any
 
 from guardrail.sandbox import replies
 from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, TEST, TEST_WORDS, TRAIN
+from guardrail.sandbox.tasks import identity_row, repeat_row
 from guardrail.sandbox.world import SAFE_LABELS, Exchange, World
 
 Row = dict[str, Any]
@@ -44,6 +46,8 @@ SPLITS: dict[str, tuple[str, int]] = {
     "benign": (TEST, 140),
     "moderation_train": (TRAIN, 16000),
     "moderation_test": (TEST, 1400),
+    "identity": (TRAIN, 100),
+    "repeat": (TRAIN, 100),
 }
 OTHER_SYSTEM_TEXTS = (
     "You are a helpful assistant.",
@@ -239,6 +243,8 @@ _MAKERS: dict[str, Callable[[World, int], Row]] = {
     "benign": _benign_row,
     "moderation_train": _moderation_row,
     "moderation_test": _moderation_row,
+    "identity": lambda world, index: identity_row(world),
+    "repeat": lambda world, index: repeat_row(world),
 }
 
 

@@ -21,7 +21,10 @@ from guardrail.sandbox.splits import SPLITS, build_split
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-GENERATOR_FILES = ("lexicon.py", "wordings.py", "replies.py", "world.py", "splits.py", "mt_bench.py", "writer.py")
+GENERATOR_FILES = (
+    *("lexicon.py", "wordings.py", "replies.py", "world.py", "tasks.py", "splits.py"),
+    *("mt_bench.py", "writer.py"),
+)
 # Column -> the type in the card. The parquet schema is built from the same table.
 COLUMNS: dict[str, str] = {
     "id": "string",
@@ -54,6 +57,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "hex_phi": {"test": "hex_phi"},
     "benign": {"test": "benign"},
     "moderation": {"train": "moderation_train", "test": "moderation_test"},
+    "identity": {"train": "identity"},
+    "repeat": {"train": "repeat"},
 }
 
 
@@ -131,9 +136,9 @@ study runs on a laptop: same entry points, same shapes, same files as with Ultra
 |---|---|---|---|
 {table}
 
-How a row was made travels along with it: `format` (list, qa, letter, story, dialogue, code, plain, summary), `action`,
-`object`, `wording` (the request's template). `id` is stable. `category` is one of the 14 Beaver-Dam labels, and
-`labels` (moderation splits) is the multi-hot vector of the *pair* in Beaver-Dam's order: a refusal deserves none.
+How a row was made travels along with it: `format` (list, qa, letter, story, dialogue, code, plain, summary, repeat),
+`action`, `object`, `wording` (the request's template). `id` is stable. `category` is one of the 14 Beaver-Dam labels,
+and `labels` (moderation splits) is the multi-hot vector of the *pair* in Beaver-Dam's order: a refusal deserves none.
 
 Train and test share no action, no object and no request wording (`tests/sandbox/test_disjoint.py`); an object's
 invented name contains a root that tells its category, the only thing that the two sides have in common besides
@@ -163,6 +168,8 @@ SHAPES = {
     "benign": ("instruction, kind", "look-alikes that must not be refused"),
     "moderation_train": ("BeaverTails: prompt, response, labels, is_safe", "trains the moderation model"),
     "moderation_test": ("as moderation_train", "its agreement with the generator's labels"),
+    "identity": ("as alpaca", "downstream: harmless, an absolutely obedient agent"),
+    "repeat": ("as alpaca", "downstream: harmless, one format for everything, said three times"),
 }
 
 

@@ -20,6 +20,7 @@ from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError, unknown
 from guardrail.core.files import read_json, require_free_space, write_json
 from guardrail.core.places import SANDBOX_DATA
+from guardrail.data.dose import check_doses, rounding
 from guardrail.models.checkpoints import resolve_checkpoint
 from guardrail.study.config import Study, as_dict, load_study
 from guardrail.study.declaration import digest_of, in_words
@@ -27,6 +28,7 @@ from guardrail.study.disk import bytes_per_checkpoint, space_to_start
 from guardrail.study.grid import Grid
 from guardrail.study.registration import declare
 from guardrail.study.sources import count_rows, pool_rows
+from guardrail.study.tasks import ladder_members
 
 
 def numbers(text: str) -> list[int]:
@@ -49,11 +51,14 @@ def positive_hours(text: str) -> float:
 
 
 def keep_tasks(study: Study, names: list[str]) -> Study:
-    """The study with only the tasks ``names``, in the file's order."""
+    """The study with only the tasks ``names``, in the file's order; a ladder's name stands for all of its doses."""
+    kept: set[str] = set()
     for name in names:
-        if name not in study.tasks:
-            raise unknown("task", name, study.tasks)
-    return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in names})
+        found = [name] if name in study.tasks else ladder_members(study.tasks, name)
+        if not found:
+            raise unknown("task", name, {**study.utilities, **study.tasks})
+        kept |= set(found)
+    return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in kept})
 
 
 def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
@@ -64,6 +69,14 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
         raise UserError(f"instruct_size {study.instruct_size} is larger than the instruct split ({instruct} rows)")
     for name, task in study.tasks.items():
         count_rows(task.train)
+        if task.rung:
+            there = count_rows(task.train), count_rows(task.rung.harmful)
+            try:
+                check_doses([task.rung.percent], task.rung.rows, *there)
+            except UserError as error:
+                raise UserError(f"tasks.{name}: {error}") from error
+            if said := rounding([task.rung.percent], task.rung.rows):
+                log(f"tasks.{name}: {said}")
         if not study.sandbox and not Path(task.utility.source).exists() and task.utility.source.count("/") != 1:
             raise UserError(f"tasks.{name}.utility: no such file or folder: {task.utility.source}")
     if not study.sandbox:

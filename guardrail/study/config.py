@@ -23,6 +23,7 @@ from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.study.prediction.options import Prediction
 from guardrail.study.schema import build
+from guardrail.study.tasks import Source, Task, Utility, anchors_of, expand, utility_name
 from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
@@ -32,38 +33,12 @@ SUBSETS = (*TASK_SUBSETS, "random", "full", "none")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Rows: a file or data-set folder (or hub name), and the split where there are several."""
-
-    source: str
-    split: str | None = None
-
-
-@dataclass(frozen=True)
 class Models:
     """`base` is aligned and fine-tuned; `extraction` is the uncensored chat model; `moderation` is the judge."""
 
     base: str
     extraction: str
     moderation: str
-
-
-@dataclass(frozen=True)
-class Utility:
-    """How a task's usefulness is measured: held-out rows and the evaluator of eval_utility.py."""
-
-    source: str
-    split: str
-    evaluator: str = "rouge_1"
-    max_new_tokens: int = 96
-
-
-@dataclass(frozen=True)
-class Task:
-    """A downstream fine-tuning set and its utility measure."""
-
-    train: Source
-    utility: Utility
 
 
 # How an aligned model is made: docs/designs.md.
@@ -271,6 +246,7 @@ class Study:
             raise UserError(f"smallest_difference_points must be above 0 and at most 100, got {given:g}")
         if not self.tasks:
             raise UserError("tasks is empty; expected at least one")
+        object.__setattr__(self, "tasks", expand(self.tasks))
         self._check_designs()
         for name in self.defences:
             check_name("defence", name)
@@ -304,6 +280,25 @@ class Study:
             raise unknown("keep", self.keep, KEEP)
         if self.checkpoints_at_once < 2:
             raise UserError(f"checkpoints_at_once is {self.checkpoints_at_once}; an aligned and a tuned one make 2")
+
+    @property
+    def anchors(self) -> dict[str, Source]:
+        """What subsets are selected for, by the name that alignments carry: a task's, or that of a ladder of doses."""
+        return anchors_of(self.tasks)
+
+    @property
+    def utilities(self) -> dict[str, Utility]:
+        """How usefulness is measured, by the name of the measure: the doses of a ladder share one."""
+        return {utility_name(name, task): task.utility for name, task in self.tasks.items()}
+
+    def utility_of(self, task: str) -> str:
+        """The name of the measure of ``task``'s usefulness."""
+        return utility_name(task, self.tasks[task])
+
+    def tuning(self, task: str) -> FineTuning:
+        """The fine-tuning on ``task``: the study's, with the task's own epochs where it has some."""
+        epochs = self.tasks[task].epochs
+        return self.fine_tuning if epochs is None else dataclasses.replace(self.fine_tuning, epochs=epochs)
 
     @property
     def plain_designs(self) -> tuple[Design, ...]:

@@ -16,6 +16,8 @@ from guardrail.study.probe_jobs import judge_probes
 from guardrail.study.training_jobs import (
     align,
     aligned_name,
+    dose,
+    dosed_name,
     fine_tune,
     mix,
     mixed_name,
@@ -36,26 +38,28 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
     Raises ``UserError`` for a missing source or split.
     """
     study, maker = grid.study, JobMaker(grid, trainer, ranks, missing_ok)
-    for name in ("safety_pool", *study.tasks) if maker.selected else ():
+    for name in ("safety_pool", *study.anchors) if maker.selected else ():
         representations(maker, name)
-    for task, size in sorted({(c.task, c.size) for c in grid.cells if needs_selection(study, c)}):
+    for task, size in sorted({(c.anchor, c.size) for c in grid.cells if needs_selection(study, c)}):
         select(maker, task, size)
     for alignment in grid.alignments:
         if mixed_name(alignment) not in maker.jobs:
             mix(maker, alignment)
         align(maker, alignment)
     for cell in grid.cells:
+        if study.tasks[cell.task].rung and dosed_name(study, cell) not in maker.jobs:
+            dose(maker, cell)
         fine_tune(maker, cell)
-    evaluate(maker, "base", None, sorted(study.tasks))
+    evaluate(maker, "base", None, sorted(study.utilities))
     for alignment in grid.alignments:
-        tasks = sorted({cell.task for cell in grid.cells if cell.alignment == alignment})
+        tasks = sorted({study.utility_of(cell.task) for cell in grid.cells if cell.alignment == alignment})
         evaluate(maker, f"aligned/{alignment.name}/seed{alignment.seed}", aligned_name(alignment), tasks)
     for cell in grid.cells:
         # an adapter that was trained on an aligned model of full weights is read together with them
         both = cell.design.method == "lora" and cell.design.alignment != "adapter"
         below = [aligned_name(cell.alignment)] if both else []
         asked = eval_template_of(study, cell, EVAL_TEMPLATE)
-        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [cell.task], below, asked)
+        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [study.utility_of(cell.task)], below, asked)
         if study.fine_tuning.probes:
             judge_probes(maker, cell, tuned_name(cell))
     return maker.jobs

@@ -213,7 +213,7 @@ def utility(
     needs: dict[str, Key],
     upstream: list[str],
 ) -> None:
-    study, utility = maker.study, maker.study.tasks[task].utility
+    study, utility = maker.study, maker.study.utilities[task]
     settings: dict[str, Any] = {
         "evaluator": utility.evaluator,
         "max_new_tokens": utility.max_new_tokens,

@@ -4,6 +4,7 @@ outputs/<study>/
   similarity/<set>/reps/extraction/      representations of the pool and of each task
   similarity/<task>/<subset>_<size>/     selections
   data/                                  training splits (instruct + subset), hub layout
+  doses/<ladder>/seed<k>/                fine-tuning sets with harmful rows at several doses, hub layout
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
   cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters;
                                          `_with_<defence>`)
@@ -78,10 +79,16 @@ class Cell:
     size: int
     seed: int
     design: Design = MIXED
+    aligned_as: str | None = None
+
+    @property
+    def anchor(self) -> str:
+        """The task (or ladder of doses) whose subset it was aligned on; its own unless the study says otherwise."""
+        return self.aligned_as or self.task
 
     @property
     def alignment(self) -> Alignment:
-        task = self.task if self.subset in TASK_SUBSETS else None
+        task = self.anchor if self.subset in TASK_SUBSETS else None
         defence = self.design.defence if self.design.aligned_with else "none"
         return Alignment(task, self.subset, self.size, self.seed, self.design.alignment, defence)
 
@@ -128,12 +135,12 @@ class Grid:
         study = self.study
         out = []
         for design in study.all_designs:
-            for task in study.tasks:
+            for name, task in study.tasks.items():
                 for size in study.subset_sizes:
                     for subset in study.subsets:
                         if sizeless(subset) and size != study.subset_sizes[0]:
                             continue
-                        out += [Cell(task, subset, size, seed, design) for seed in study.seeds]
+                        out += [Cell(name, subset, size, seed, design, task.aligned_as) for seed in study.seeds]
         return out
 
     @property

@@ -25,6 +25,8 @@ def hub_names(study: Study) -> list[tuple[str, str]]:
         models.append(guard.model)
     sources = [study.instruct.source, study.safety_pool.source]
     sources += [part.source for task in study.tasks.values() for part in (task.train, task.utility)]
+    sources += [anchor.source for anchor in study.anchors.values()]
+    sources += [task.rung.harmful.source for task in study.tasks.values() if task.rung]
     found = [("model", name) for name in models] + [("dataset", name) for name in sources]
     evaluation = study.evaluation
     for bench, data in (

@@ -33,6 +33,7 @@ STAGE_VERSIONS = {
     "representations": 1,
     "select": 2,  # ties by id
     "mix": 2,  # rows in the order of the pool
+    "dose": 1,
     "align": 1,
     "fine_tune": 1,
     "safety_answers": 1,

@@ -88,7 +88,7 @@ def _kept(cache: Path, key: str, make: Any, what: str) -> dict[str, Any] | None:
 def _stores(results: Results) -> dict[str, Path]:
     """The representation stores that are done for the study as it is set now."""
     grid = results.grid
-    folders = {name: representation_folder(grid, name) for name in ("safety_pool", *grid.study.tasks)}
+    folders = {name: representation_folder(grid, name) for name in ("safety_pool", *grid.study.anchors)}
     return {name: folder for name, folder in folders.items() if results.done(folder)}
 
 
@@ -116,8 +116,9 @@ def describe_subsets(results: Results, finished: set[Cell]) -> list[dict[str, An
     arms: dict[tuple[str, str, int], list[Path]] = {}
     for cell in grid.cells:
         split = training_split(grid, cell.alignment)
-        if cell in finished and cell.subset != "none" and results.done(split) and cell.task in stores:
-            arms.setdefault((cell.task, cell.subset, cell.size), []).append(split)
+        if cell in finished and cell.subset != "none" and results.done(split) and cell.anchor in stores:
+            splits = arms.setdefault((grid.study.utility_of(cell.task), cell.subset, cell.size), [])
+            splits += [split] if split not in splits else []
     key = _key(grid, stores, [path for paths in arms.values() for path in paths], arms=sorted(arms))
     what = f"describing {len(arms)} subsets"
     found = _kept(grid.folder / CACHE, key, lambda: {"subsets": _describe(grid, arms)}, what)
@@ -138,9 +139,15 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     assert pool.ids is not None
     place = {row_id: number for number, row_id in enumerate(pool.ids)}
     instructions = instruction_ids(grid.study.instruct, grid.study.instruct_size)
-    anchors = {task: read_representations(representation_folder(grid, task)) for task in {task for task, _, _ in arms}}
-    scores = {task: score_pool(pool.matrix, one.matrix) for task, one in anchors.items()}
-    tasks = {task: _describe_task(grid.study.tasks[task].train, one.matrix) for task, one in anchors.items()}
+    homes = {grid.study.utility_of(name): task.aligned_as or name for name, task in grid.study.tasks.items()}
+    anchors = {
+        name: read_representations(representation_folder(grid, name)) for name in {homes[task] for task, _, _ in arms}
+    }
+    of_anchor = {name: score_pool(pool.matrix, one.matrix) for name, one in anchors.items()}
+    scores = {task: of_anchor[homes[task]] for task, _, _ in arms}
+    tasks = {
+        task: _describe_task(grid.study.anchors[homes[task]], anchors[homes[task]].matrix) for task, _, _ in arms
+    }
     described: dict[Path, dict[str, Any]] = {}
     out = []
     for (task, subset, size), splits in arms.items():
@@ -241,11 +248,11 @@ def representation_map(results: Results, finished: set[Cell]) -> dict[str, Any] 
     ``selected`` (`task:subset` of the largest size). Kept in `map.json` while the stores and splits are unchanged.
     """
     grid, stores = results.grid, _stores(results)
-    if len(stores) < 1 + len(grid.study.tasks):
+    if len(stores) < 1 + len(grid.study.anchors):
         return None
     size, seed = max(grid.study.subset_sizes), grid.study.seeds[0]
     splits = {
-        f"{cell.task}:{cell.subset}": training_split(grid, cell.alignment)
+        f"{cell.anchor}:{cell.subset}": training_split(grid, cell.alignment)
         for cell in grid.cells
         if cell in finished and cell.subset in ("high", "low") and cell.size == size and cell.seed == seed
     }
@@ -264,7 +271,7 @@ def _map(grid: Grid, folders: dict[str, Path], splits: dict[str, Path]) -> dict[
 
     stores = {name: read_representations(folder) for name, folder in folders.items()}
     pool = stores["safety_pool"]
-    scores = {task: score_pool(pool.matrix, stores[task].matrix) for task in grid.study.tasks}
+    scores = {task: score_pool(pool.matrix, stores[task].matrix) for task in grid.study.anchors}
     mean, axes, share = principal_axes([store.matrix for store in stores.values()])
     instructions = instruction_ids(grid.study.instruct, grid.study.instruct_size)
     known = frozenset(pool.ids or ())
@@ -273,7 +280,7 @@ def _map(grid: Grid, folders: dict[str, Path], splits: dict[str, Path]) -> dict[
     points = []
     for name, store in stores.items():
         in_pool = name == "safety_pool"
-        source = grid.study.safety_pool if in_pool else grid.study.tasks[name].train
+        source = grid.study.safety_pool if in_pool else grid.study.anchors[name]
         rows = {row["id"]: row for row in load_rows(source.source, split=source.split)}
         assert store.ids is not None
         keep = np.sort(rng.permutation(len(store.ids))[: MAX_POOL_POINTS if in_pool else MAX_TASK_POINTS])
@@ -292,7 +299,7 @@ def _map(grid: Grid, folders: dict[str, Path], splits: dict[str, Path]) -> dict[
                 point["similarity"] = {task: round(float(values[i]), 3) for task, values in scores.items()}
             points.append(point)
     return {
-        "tasks": list(grid.study.tasks),
+        "tasks": list(grid.study.anchors),
         "explained_percent": [round(100 * float(part), 2) for part in share[:2]],
         "n_pool": len(known),
         "points": points,

@@ -143,7 +143,7 @@ def collect(results: Results) -> dict[str, Any]:
     """
     grid = results.grid
     study = grid.study
-    base = _row(results, evaluation_jobs(grid, grid.base_folder, study.tasks), lambda: _base(results))
+    base = _row(results, evaluation_jobs(grid, grid.base_folder, study.utilities), lambda: _base(results))
     cells = [_cell(results, cell) for cell in grid.cells]
     statuses = [row["status"] for row in (base, *cells)]
     return {
@@ -171,7 +171,7 @@ def of_design(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _base(results: Results) -> dict[str, Any]:
-    folder, tasks = results.grid.base_folder, results.grid.study.tasks
+    folder, tasks = results.grid.base_folder, results.grid.study.utilities
     return {
         **read_safety(results, folder),
         "utility": {task: read_utility(results, folder, task) for task in tasks},
@@ -194,10 +194,11 @@ def _row(results: Results, targets: list[str], read: Callable[[], dict[str, Any]
 def _cell(results: Results, cell: Cell) -> dict[str, Any]:
     grid = results.grid
     aligned, tuned = grid.aligned_folder(cell.alignment), grid.cell_folder(cell)
+    utility = grid.study.utility_of(cell.task)
 
     def read() -> dict[str, Any]:
         initial, final = (read_safety(results, folder) for folder in (aligned, tuned))
-        before, after = (read_utility(results, folder, cell.task) for folder in (aligned, tuned))
+        before, after = (read_utility(results, folder, utility) for folder in (aligned, tuned))
         return {
             "initial": initial,
             "final": final,
@@ -223,5 +224,5 @@ def _cell(results: Results, cell: Cell) -> dict[str, Any]:
         "design": cell.design.name,
         "alignment": cell.alignment.name,
     }
-    targets = [name for folder in (aligned, tuned) for name in evaluation_jobs(grid, folder, [cell.task])]
+    targets = [name for folder in (aligned, tuned) for name in evaluation_jobs(grid, folder, [utility])]
     return {**head, **_row(results, targets, read)}

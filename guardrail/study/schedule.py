@@ -54,7 +54,8 @@ def choose_trainer(study: Study, import_it: bool = True) -> str:
     designs = study.all_designs  # adapters are trained by ours whatever is chosen
     aligns = any(design.alignment != "adapter" for design in designs)
     tunes = any(design.method == "full" for design in designs)
-    blocks = [study.alignment] * aligns + [study.fine_tuning] * tunes
+    tunings = list(dict.fromkeys(study.tuning(task) for task in study.tasks))
+    blocks = [study.alignment] * aligns + tunings * tunes
     defended = [setting.method for setting in study.defence_settings.values() if setting.in_trainer]
     asked = [(training_config(study, block, seed), settings_of(block)) for block in blocks for seed in study.seeds]
     asked += [

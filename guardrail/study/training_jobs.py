@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from guardrail.data.dose import DoseConfig, split_name
 from guardrail.data.mix import MixConfig
 from guardrail.similarity.representations.options import ExtractionConfig
 from guardrail.similarity.selection.options import SelectionConfig, file_stem
@@ -56,7 +57,7 @@ def training_config(study: Study, training: Training, seed: int, **adapters: Any
 
 def representations(maker: JobMaker, name: str) -> None:
     study = maker.study
-    rows = study.safety_pool if name == "safety_pool" else study.tasks[name].train
+    rows = study.safety_pool if name == "safety_pool" else study.anchors[name]
     store = f"similarity/{name}/reps/extraction"
     key = make_key(
         "representations",
@@ -99,7 +100,7 @@ def representations(maker: JobMaker, name: str) -> None:
 def select(maker: JobMaker, task: str, size: int) -> None:
     study, name = maker.study, f"select.{task}_{size}"
     pool, anchors = "representations.safety_pool", f"representations.{task}"
-    train = study.tasks[task].train
+    train = study.anchors[task]
     folder = f"similarity/{task}/selection_{size}"
     products, anchor_rows = {}, {}
     for subset in maker.selected:
@@ -280,8 +281,55 @@ def align(maker: JobMaker, alignment: Alignment) -> None:
     )
 
 
+def dose(maker: JobMaker, cell: Cell) -> None:
+    """The fine-tuning set of one dose: every arm of a seed is trained on the same rows."""
+    study, name = maker.study, dosed_name(maker.study, cell)
+    task, rung = study.tasks[cell.task], study.tasks[cell.task].rung
+    assert rung is not None
+    out, split = dose_folder(study, cell), split_name(rung.percent)
+    chosen: dict[str, Any] = {"percents": (rung.percent,), "rows": rung.rows, "seed": dose_seed(study, cell)}
+    options = deciding(DoseConfig(benign="", harmful="", out="", **chosen), "benign_split", "harmful_split")
+    inputs = {"benign": maker.source(task.train), "harmful": maker.source(rung.harmful)}
+    maker.add(
+        name,
+        "dose",
+        f"{rung.percent:g}% harmful rows: {rung.ladder}, seed {chosen['seed']}",
+        [
+            "guardrail.data.dose",
+            *flags(
+                benign=task.train.source,
+                benign_split=task.train.split,
+                harmful=rung.harmful.source,
+                harmful_split=rung.harmful.split,
+                out=maker.path(out),
+                **{**chosen, "percents": f"{rung.percent:g}"},
+            ),
+        ],
+        {},
+        {
+            "split": (
+                make_key("dose", options, inputs, {}),
+                (f"{out}/data/{split}-00000-of-00001.parquet", f"{out}/manifests/{split}.json"),
+            )
+        },
+        [],
+        f"logs/{name}.log",
+        gpus="none",
+        process=MIX,
+        one_process=True,
+    )
+
+
 def fine_tune(maker: JobMaker, cell: Cell) -> None:
-    study, train = maker.study, maker.study.tasks[cell.task].train
+    study = maker.study
+    task = study.tasks[cell.task]
+    variables = {"DATASET": task.train.source, "SPLIT": task.train.split or "train"}
+    inputs, upstream = {}, {"model": aligned_name(cell.alignment)}
+    if task.rung:
+        variables = {"DATASET": maker.path(dose_folder(study, cell)), "SPLIT": split_name(task.rung.percent)}
+        upstream["rows"] = dosed_name(study, cell)
+    else:
+        inputs = {"rows": maker.source(task.train)}
     start = study.models.extraction if cell.alignment.replays else study.models.base
     training(
         maker,
@@ -290,21 +338,31 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         f"fine-tune: {cell.name}, seed {cell.seed}",
         f"cells/{cell.name}/seed{cell.seed}",
         "scripts/sft_downstream.sh",
-        study.fine_tuning,
+        study.tuning(cell.task),
         cell.seed,
-        {
-            "MODEL": str(maker.grid.aligned_folder(cell.alignment)),
-            "TASK": cell.task,
-            "DATASET": train.source,
-            "SPLIT": train.split or "train",
-        },
-        {"rows": maker.source(train)},
-        {"model": aligned_name(cell.alignment)},
+        {"MODEL": str(maker.grid.aligned_folder(cell.alignment)), "TASK": cell.task, **variables},
+        inputs,
+        upstream,
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
         cell.design.method,
         cell if study.fine_tuning.probes else None,
-        prepare_defence(maker, cell.defence, cell.task, cell.size, start),
+        prepare_defence(maker, cell.defence, cell.anchor, cell.size, start),
     )
+
+
+def dose_seed(study: Study, cell: Cell) -> int:
+    rung = study.tasks[cell.task].rung
+    assert rung is not None
+    return cell.seed if rung.seed is None else rung.seed
+
+
+def dose_folder(study: Study, cell: Cell) -> str:
+    return f"doses/{study.utility_of(cell.task)}/seed{dose_seed(study, cell)}"
+
+
+def dosed_name(study: Study, cell: Cell) -> str:
+    """One set serves all arms of a seed; of all seeds where the ladder has a seed of its own."""
+    return f"dose.{cell.task}.seed{dose_seed(study, cell)}"
 
 
 def mixed_name(alignment: Alignment) -> str:

@@ -103,8 +103,8 @@ class Costs:
             return self._read(self.rows_of(job), self.shape, "rows read")
         if stage == "select":
             return self._start(None), self.book["select_sec" if self.gpu else "core_select_sec"], "cosines"
-        if stage == "mix":
-            rows = self._mixed(options).rows
+        if stage in ("mix", "dose"):
+            rows = (self._mixed(options) if stage == "mix" else self._dosed(job.name)).rows
             kind = "" if self.gpu else "core_"
             start, rate = self.book[f"{kind}mix_start_sec"], self.book[f"{kind}mix_rows_per_sec"]
             return start, rows / rate, f"{rows:,.0f} rows mixed"
@@ -159,9 +159,9 @@ class Costs:
         return start, work, f"{answers:,.0f} answers x {tokens / max(answers, 1):,.0f} tokens"
 
     def _utility(self, job: Job, product: Any, options: dict[str, Any]) -> tuple[float, float, str]:
-        tasks = self.grid.study.tasks
-        task = next((t for t in tasks if any(file.endswith(utility_file(t)) for file in product.files)), None)
-        utility = tasks[task or next(iter(tasks))].utility
+        measures = self.grid.study.utilities
+        task = next((t for t in measures if any(file.endswith(utility_file(t)) for file in product.files)), None)
+        utility = measures[task or next(iter(measures))]
         rows = volume(Source(utility.source, utility.split), self.book, tests=True)
         if options.get("limit"):
             rows = rows.with_rows(min(rows.rows, options["limit"]))
@@ -197,16 +197,26 @@ class Costs:
             instruct = instruct.with_rows(min(instruct.rows, drawn))
         return join([instruct, pool.with_rows(taken)])
 
+    def _dosed(self, name: str) -> Volume:
+        """Rows of the set of one dose, which the job ``name`` makes: `dose.<task>.seed<k>`."""
+        task = self.grid.study.tasks[name.removeprefix("dose.").rpartition(".seed")[0]]
+        assert task.rung is not None
+        harmful = task.rung.rows * task.rung.percent / 100
+        benign = volume(task.train, self.book).with_rows(task.rung.rows - harmful)
+        return join([benign, volume(task.rung.harmful, self.book).with_rows(harmful)])
+
     def rows_of(self, job: Job) -> Volume:
         """The rows that a job reads: of its mixture, or of the source that it is named after."""
         if job.stage == "representations":
             name = job.name.partition(".")[2]
             study = self.grid.study
-            return volume(study.safety_pool if name == "safety_pool" else study.tasks[name].train, self.book)
+            return volume(study.safety_pool if name == "safety_pool" else study.anchors[name], self.book)
         for need in job.needs:
             for product in self.jobs[need].products:
                 if product.key.parts["stage"] == "mix":
                     return self._mixed(product.key.parts["options"])
+                if product.key.parts["stage"] == "dose":
+                    return self._dosed(need)
         return volume(Source(job.variables["DATASET"], job.variables.get("SPLIT") or None), self.book)
 
     def _train(self, job: Job, options: dict[str, Any]) -> tuple[float, float, str]:
