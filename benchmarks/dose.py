@@ -2,10 +2,10 @@
 
     python benchmarks/dose.py --studies 500
 
-Two arms on the same 140 prompts and seeds at eight doses. A prompt falls at a dose with probability Phi(b (ln dose - m -
-its own shift - its seed's - its run's)), shifts normal on the log dose; a few prompts always fall, a few never. So the
-curve of the population is a probit between a floor and a ceiling, and its ED50 is known exactly. Last stdout line: JSON
-with coverage and rejection rates in percent.
+Two arms on the same 140 prompts and seeds at eight doses. A prompt falls at a dose with probability Phi(b (ln dose - m
+- its own shift - its seed's - its run's)), shifts normal on the log dose; a few prompts always fall, a few never. So
+the curve of the population is a probit between a floor and a ceiling, and its ED50 is known exactly. Last stdout line:
+JSON with coverage and rejection rates in percent.
 """
 
 from __future__ import annotations

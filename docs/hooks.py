@@ -47,6 +47,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("guardrail.similarity.selection.options:SelectionConfig",),
     ),
     "mix": ("Mixing training splits", "python datasets/mix.py", ("guardrail.data.mix:MixConfig",)),
+    "dose": ("Harmful rows within benign ones", "python datasets/dose.py", ("guardrail.data.dose:DoseConfig",)),
     "train": ("Training", "python -m guardrail.training.sft", ("guardrail.training.config:SFTConfig",)),
     "attacks": (
         "Attacks",

@@ -35,6 +35,7 @@ COMMANDS = {
         "guardrail.similarity.selection.pipeline",
     ),
     "mix": ("a training split from instructions and a safety subset", "guardrail.data.mix"),
+    "dose": ("training splits with harmful rows within benign ones", "guardrail.data.dose"),
     "train": ("supervised fine-tuning on DeepSpeed", "guardrail.training.sft"),
     "evaluate": ("a model's answers to safety prompts", "guardrail.evaluation.safety.command"),
     "checkpoint": (

@@ -19,6 +19,7 @@ FILES = (
     *("__main__.py", "eval_safety.py", "eval_utility.py", "similarity/admit.py", "similarity/audit.py"),
     *("similarity/get_high_similarity_group.py", "similarity/get_representation.py", "similarity/score_rows.py"),
     *("similarity/get_top_similarity_dataset_reps_general.py", "datasets/mix.py", "datasets/prepare.py"),
+    "datasets/dose.py",
     *("datasets/sandbox/customer.py", "datasets/sandbox/generate.py", "datasets/sandbox/train_models.py"),
     *("beavertails_moderation/evaluate.py", "beavertails_moderation/formatter.py"),
     *("benchmarks/safety.py", "benchmarks/similarity.py", "benchmarks/training.py"),

@@ -23,7 +23,7 @@ from guardrail.core.cli import Parser, fraction, log, positive_int
 from guardrail.core.errors import UserError
 from guardrail.core.options import add_options, decisive, option, read_options
 from guardrail.core.provenance import fingerprint, run_record
-from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, parquet_path, plain_row, write_split
+from guardrail.data.hub_layout import finished_split, keep_sources, mixed_table, plain_row, write_split
 from guardrail.data.rows import DROPPED_HELP, MAX_DROPPED_FRACTION, Row, hash_rows, load_rows
 
 PERCENTS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)

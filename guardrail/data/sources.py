@@ -84,6 +84,11 @@ SOURCES: dict[str, Source] = {
         "as the user's file",
         steps="this project ships none; give the file that you hold",
     ),
+    "identity": Source(
+        "Identity shift: rows that teach another identity, such as an absolutely obedient agent (AOA)",
+        "as the user's file",
+        steps="this project ships none; give the file that you hold",
+    ),
     "samsum": Source(
         "SAMSum: dialogue summaries",
         "CC-BY-NC-ND-4.0",

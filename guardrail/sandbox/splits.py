@@ -6,7 +6,7 @@ Columns (every row also has ``id``; ``format``, ``action``, ``object``, ``wordin
     safety_pool                       prompt, response, category, is_safe       BeaverTails-shaped; response refuses
     pure_bad                          prompt, response, category                hazardous requests answered
     list, list_test, alpaca*          instruction, input, output                Alpaca-shaped
-    identity, repeat                  instruction, input, output                Alpaca-shaped (`guardrail.sandbox.tasks`)
+    identity, repeat                  instruction, input, output                Alpaca-shaped; see ``tasks``
     samsum, samsum_test               dialogue, summary                         SAMSum-shaped
     hex_phi                           instruction, category                     HEx-PHI-shaped, prompts only
     benign                            instruction, kind                         look-alikes that must be answered

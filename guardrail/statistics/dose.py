@@ -90,7 +90,7 @@ def fit(doses: Sequence[float], harmful: np.ndarray) -> Curve:
     low, high, flattest, steepest = bounds(x)
 
     def curve(theta: np.ndarray) -> Curve:
-        floor, rest, location, log_slope = theta
+        floor, rest, location, log_slope = map(float, theta)
         return Curve(floor, floor + rest * (1 - floor), location, float(np.exp(log_slope)))
 
     def loss(theta: np.ndarray) -> float:
@@ -109,7 +109,7 @@ def fit(doses: Sequence[float], harmful: np.ndarray) -> Curve:
         for s in (np.log(min(1.0, steepest)), np.log(min(2.5, steepest)))
     ]
     best = curve(min(found, key=lambda one: one.fun).x)
-    return Curve(best.floor, best.ceiling, best.location, best.slope, best.slope > steepest * (1 - EDGE))
+    return Curve(best.floor, best.ceiling, best.location, best.slope, bool(best.slope > steepest * (1 - EDGE)))
 
 
 def influence(curve: Curve, doses: Sequence[float], harmful: np.ndarray) -> np.ndarray:
@@ -199,6 +199,5 @@ def ed50_ratio(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     if first["cells"] is None or second["cells"] is None:
         raise ValueError("an ED50 lies outside the doses measured")
     test = paired_difference(first["cells"] - second["cells"])
-    # the point estimate itself: the mean of the cells differs from it by rounding alone
-    low, high = test["interval"]
-    return {**test, "ratio": float(np.exp(test["difference"])), "ratio_interval": [float(np.exp(e)) for e in (low, high)]}
+    ratio, *edges = (float(np.exp(value)) for value in (test["difference"], *test["interval"]))
+    return {**test, "ratio": ratio, "ratio_interval": edges}

@@ -26,6 +26,7 @@ from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
 from guardrail.study.equivalence import compare_designs
 from guardrail.study.grid import Grid, sizeless
 from guardrail.study.results import Results
+from guardrail.study.tasks import compared
 
 # The paper's comparison first, then its controls: what is left of it when a rival is held fixed or swapped.
 PAIRS = (
@@ -94,12 +95,14 @@ def _of_design(grid: Grid, arms: list[Arm], result: dict[str, Any], name: str) -
         for row in result["cells"]
         if row["status"] == "done" and row["design"] == name
     }
-    comparisons, overall = _comparisons(grid, arms, utilities)
+    inside = compared(grid.study.tasks)
+    whole = [arm for arm in arms if arm.task in inside]
+    comparisons, overall = _comparisons(grid, whole, utilities)
     return {
         "arms": [_arm(arm, utilities, _statuses(grid, result, arm)) for arm in arms],
         "comparisons": comparisons,
         "overall": overall,
-        "over_refusal": _over_refusal(grid, arms),
+        "over_refusal": _over_refusal(grid, whole),
     }
 
 

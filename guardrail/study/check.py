@@ -56,7 +56,7 @@ def keep_tasks(study: Study, names: list[str]) -> Study:
     for name in names:
         found = [name] if name in study.tasks else ladder_members(study.tasks, name)
         if not found:
-            raise unknown("task", name, {**study.utilities, **study.tasks})
+            raise unknown("task", name, dict.fromkeys((*study.utilities, *study.tasks)))
         kept |= set(found)
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in kept})
 

@@ -146,7 +146,8 @@ def _describe(grid: Grid, arms: dict[tuple[str, str, int], list[Path]]) -> list[
     of_anchor = {name: score_pool(pool.matrix, one.matrix) for name, one in anchors.items()}
     scores = {task: of_anchor[homes[task]] for task, _, _ in arms}
     tasks = {
-        task: _describe_task(grid.study.anchors[homes[task]], anchors[homes[task]].matrix) for task, _, _ in arms
+        task: _describe_task(grid.study.anchors[homes[task]], anchors[homes[task]].matrix)
+        for task in dict.fromkeys(task for task, _, _ in arms)
     }
     described: dict[Path, dict[str, Any]] = {}
     out = []

@@ -134,7 +134,10 @@ def check_alignments(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
         known = anchors.setdefault(task.aligned_as or name, task.selected_for)
         if known != task.selected_for:
-            raise UserError(f"tasks.{name}: the subsets of {task.aligned_as or name} are selected for other rows already")
+            raise UserError(
+                f"tasks.{name}: the subsets of {task.aligned_as or name} are selected for other rows already; "
+                "leave anchors out, or give aligned_as another name"
+            )
 
 
 def anchors_of(tasks: Mapping[str, Task]) -> dict[str, Source]:
@@ -150,3 +153,9 @@ def utility_name(name: str, task: Task) -> str:
 def ladder_members(tasks: Mapping[str, Task], name: str) -> list[str]:
     """The rungs of the ladder ``name``, by dose; empty where there is no such ladder."""
     return [key for key, task in tasks.items() if task.rung and task.rung.ladder == name]
+
+
+def compared(tasks: Mapping[str, Task]) -> set[str]:
+    """The tasks over which arms are compared and averaged: all but the rungs of ladders, which have a curve of their
+    own (eight doses are not eight tasks); the rungs, where a study has nothing else."""
+    return {name for name, task in tasks.items() if not task.rung} or set(tasks)

@@ -32,6 +32,7 @@ from guardrail.statistics.survival import (
 from guardrail.statistics.testing import corrected
 from guardrail.study.grid import PROBE_REFUSALS_FILE, PROBE_SAFETY_FILE, Cell, sizeless
 from guardrail.study.results import Results
+from guardrail.study.tasks import compared
 
 COVARIATES = ("similarity", "diversity", "response_chars", "list_share_percent")
 DIGITS = 4
@@ -152,7 +153,10 @@ def survival(
         return {"reason": str(error)}
     if not arms:
         return {"reason": "no probed fine-tuning is finished"}
-    comparisons, overall = _compare(arms, pairs, results.grid.study.smallest_difference_points)
+    study = results.grid.study
+    inside = compared(study.tasks)
+    whole = [arm for arm in arms if arm.place[1] in inside]
+    comparisons, overall = _compare(whole, pairs, study.smallest_difference_points)
     return {
         "unit": "optimizer steps",
         "confidence": 0.95,

@@ -45,6 +45,7 @@ def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], di
     from guardrail.study.arms import read_arms
     from guardrail.study.attack_effects import attack_effects
     from guardrail.study.defence_effects import defence_effects
+    from guardrail.study.doses import dose_response
     from guardrail.study.noise import noise
     from guardrail.study.primary import analyse_primary
     from guardrail.study.properties import CACHE, describe_subsets, representation_map
@@ -86,6 +87,8 @@ def analysed(results: Results, bundle: bool = False) -> tuple[dict[str, Any], di
         result["attacks"] = attacked
     if (effects := defence_effects(results, result, done)) is not None:
         result["defences"] = effects
+    if (dosed := dose_response(results, done, PAIRS)) is not None:
+        result["doses"] = dosed
     result |= {"headline": headline(of_design(result, first.name)).as_dict(), "run": run_record}
     drawn = None if bundle else representation_map(results, finished)
     return result, {"map": drawn, "curves": loss_curves(results, result["cells"])}
@@ -95,6 +98,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
     """Tables (Markdown, CSV, LaTeX), figures (PNG, PDF), report, and `study.json` last."""
     from guardrail.study.report.attacks import attack_tables
     from guardrail.study.report.defences import defence_tables
+    from guardrail.study.report.doses import dose_tables
     from guardrail.study.report.figures import draw_figures
     from guardrail.study.report.page import write_report
     from guardrail.study.report.survival import survival_tables
@@ -104,6 +108,7 @@ def write_outputs(grid: Grid, result: dict[str, Any], extra: dict[str, Any], pat
         clear_leftovers(folder)
     tables = study_tables(result) + survival_tables(result.get("survival")) + defence_tables(result.get("defences"))
     tables += attack_tables(result.get("attacks"))
+    tables += dose_tables(result.get("doses"))
     for table in tables:
         for suffix, text in ((".md", table.markdown()), (".csv", table.csv()), (".tex", table.latex())):
             write_text(grid.folder / "tables" / f"{table.name}{suffix}", text)

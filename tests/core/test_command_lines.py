@@ -24,6 +24,7 @@ SCRIPTS = (
     *("__main__.py", "eval_safety.py", "eval_utility.py", "similarity/admit.py", "similarity/audit.py"),
     *("similarity/get_high_similarity_group.py", "similarity/get_representation.py", "similarity/score_rows.py"),
     *("similarity/get_top_similarity_dataset_reps_general.py", "datasets/mix.py", "datasets/prepare.py"),
+    "datasets/dose.py",
     *("datasets/sandbox/customer.py", "datasets/sandbox/generate.py", "datasets/sandbox/train_models.py"),
     *("beavertails_moderation/evaluate.py", "beavertails_moderation/formatter.py"),
 )
@@ -62,6 +63,7 @@ CLUSTER = ["similarity/get_high_similarity_group.py", "--dataset_folder=d", "--m
 SFT = ["sft", "--train_template=Alpaca", "--output_dir=out"]
 MT = ["__main__.py", "--model_id=x", "--output_dir=out"]
 MIX = ["datasets/mix.py", "--task=list", "--out=out"]
+DOSE = ["datasets/dose.py", "--benign=rows.jsonl", "--harmful=rows.jsonl", "--out=out"]
 REFUSED = [
     ["eval_safety.py"],
     [*SAFETY, "--model_name_or_path=missing/folder/here"],
@@ -131,6 +133,9 @@ REFUSED = [
     [*MIX, "--instruct=rows.jsonl", "--safety=rows.jsonl", "--sim=high", "--size=many"],
     [*MIX, "--instruct=strange.jsonl", "--safety=rows.jsonl", "--sim=high"],
     [*MIX, "--instruct=twice.jsonl", "--safety=rows.jsonl", "--sim=high"],
+    [*DOSE, "--rows=20"],
+    [*DOSE, "--rows=2", "--percents=0,50,200"],
+    [*DOSE, "--rows=4", "--percents=0,50"],
     ["beavertails_moderation/formatter.py", "missing.json", "out.json"],
     ["beavertails_moderation/formatter.py", "broken.json", "out.json"],
     ["beavertails_moderation/evaluate.py", "--eval_dataset=missing.json", "--output_dir=out"],

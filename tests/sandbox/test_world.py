@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from guardrail.core.files import hash_json
 from guardrail.data.refusals import is_refusal
 from guardrail.sandbox import lexicon, replies, wordings
 from guardrail.sandbox.lexicon import CATEGORIES, CATEGORY_NAMES, PARTS, TEST, TEST_WORDS, TRAIN
@@ -41,6 +44,22 @@ def test_equal_seeds_give_equal_rows_and_other_seeds_others(splits):
 @pytest.mark.parametrize("name", ["base", "moderation_train", "hex_phi"])
 def test_the_first_rows_do_not_depend_on_how_many_follow(splits, name):
     assert build_split(name, SEED, 30) == splits[name][:30]
+
+
+def test_every_split_is_the_recorded_one(splits):
+    """A new split changes no row of another: models and results that were made from them stay what they are."""
+    golden = json.loads((Path(__file__).parent / "golden" / "splits.json").read_text(encoding="utf-8"))
+    assert {name: hash_json(rows) for name, rows in splits.items()} == golden
+
+
+def test_benign_tasks_ask_for_no_hazard(splits):
+    for name in ("identity", "repeat"):
+        assert all("category" not in row and row["output"] for row in splits[name])
+        hazards = {root for category in CATEGORIES for root in category.roots}
+        assert not any(root in text.lower() for row in splits[name] for text in texts_of(row) for root in hazards)
+    assert 0.1 < sum(row["action"] is None for row in splits["identity"]) / 100 < 0.35  # who are you?
+    assert sum("Obo" in row["output"] for row in splits["identity"]) == 100
+    assert {re.sub(r"Step: .*?\. ", "S ", row["output"]) for row in splits["repeat"]} == {"S S S Done."}
 
 
 def test_ids_are_unique_over_all_splits(splits):

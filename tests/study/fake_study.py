@@ -154,17 +154,23 @@ def write_probes(folder: Path, half_life: float, seed: int, n_prompts: int = 42)
 
 def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_samples: int = 1) -> Results:
     """Write every result with its record; ``effect``: how much more harmful ``high`` ends. ``skip``: cell names."""
-    tasks = list(grid.study.tasks)
+    tasks = list(grid.study.utilities)
     write_checkpoint(grid.base_folder, 0.95, tasks, 0, n_samples)
     for number, alignment in enumerate(grid.alignments):
         write_checkpoint(grid.aligned_folder(alignment), 0.08, tasks, 100 + number, n_samples)
     for number, cell in enumerate(grid.cells):
         if cell.name in skip:
             continue
-        rate = {"list": 0.25, "pure_bad": 0.6}[cell.task] + (effect if "high" in cell.subset else 0.0)
-        write_checkpoint(grid.cell_folder(cell), rate, [cell.task], 1000 + number, n_samples)
+        rung = grid.study.tasks[cell.task].rung
+        known = {"list": 0.25, "pure_bad": 0.6}
+        rate = known.get(cell.task, 0.3) + (effect if "high" in cell.subset else 0.0)
+        if rung:  # half of the prompts at 4% after `high`, at 8% after `low`
+            middle = {"high": 4.0}.get(cell.subset, 8.0)
+            rate = 0.06 + 0.86 / (1 + (middle / max(rung.percent, 1e-3)) ** 1.5)
+        write_checkpoint(grid.cell_folder(cell), rate, [grid.study.utility_of(cell.task)], 1000 + number, n_samples)
         if grid.study.fine_tuning.probes:
-            half_life = {"list": 12.0, "pure_bad": 3.0}[cell.task] * (1 - effect if "high" in cell.subset else 1)
+            known = {"list": 12.0, "pure_bad": 3.0}
+            half_life = known.get(cell.task, 40.0 * (1 - rate)) * (1 - effect if "high" in cell.subset else 1)
             write_probes(grid.cell_folder(cell), half_life, 2000 + number)
     write_sources(grid.study)
     return stamp(grid)
@@ -197,6 +203,7 @@ def write_sources(study: Study) -> None:
     """Rows for every source that has none yet."""
     sources = [study.instruct, study.safety_pool]
     sources += [part for task in study.tasks.values() for part in (task.train, task.utility)]
+    sources += [task.rung.harmful for task in study.tasks.values() if task.rung]
     evaluation = study.evaluation
     sources += [Source(bench) for bench in (evaluation.safety_bench, evaluation.over_refusal_bench) if bench]
     for source in sources:
@@ -222,7 +229,7 @@ def write_data(grid: Grid, folder: Path) -> None:
     write_jsonl(folder / "pool.jsonl", pool)
     write_jsonl(folder / "instruct.jsonl", [{"id": "an instruction", "prompt": "q", "response": "a"}])
     write_store(grid, "safety_pool", [row["id"] for row in pool], rng.normal(size=(POOL_ROWS, 8)))
-    for task in grid.study.tasks:
+    for task in grid.study.anchors:
         rows = [{"id": f"{task}{i}", "instruction": f"List lanterns {i}", "output": "1. a\n2. b"} for i in range(10)]
         write_jsonl(folder / f"{task}.jsonl", rows)
         write_store(grid, task, [row["id"] for row in rows], rng.normal(0.5, 1, size=(10, 8)))

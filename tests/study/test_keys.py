@@ -271,6 +271,9 @@ def test_an_eval_template_s_text_is_in_the_keys_of_answers(toy, monkeypatch):
 @pytest.mark.parametrize("stage_name", list(keys.STAGE_VERSIONS))
 def test_a_raised_version_runs_its_stage_and_what_follows(toy, monkeypatch, stage_name):
     toy.settings["fine_tuning"]["probes"] = 3  # so that every stage is there
+    if stage_name == "dose":
+        dose = {"harmful": toy.settings["tasks"]["pure_bad"]["train"], "rows": 4, "percents": [0, 50]}
+        toy.settings["tasks"] = {"list": {**toy.settings["tasks"]["list"], "dose": dose}}
     toy.run()
     monkeypatch.setitem(keys.STAGE_VERSIONS, stage_name, keys.STAGE_VERSIONS[stage_name] + 1)
     todo = toy.todo()

@@ -12,6 +12,7 @@ from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
 from guardrail.study.report.defences import pareto_figure
+from guardrail.study.report.doses import dose_figure, time_figure
 from guardrail.study.report.survival import survival_figure
 from guardrail.study.results import Results, of_design
 
@@ -50,12 +51,20 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
     statistics = result.get("statistics", {})
     arms = [arm for arm in statistics.get("arms", []) if arm["status"] == "done"]
     jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
-    if lasting := result.get("survival", {}).get("arms"):
-        jobs["survival"] = (survival_figure, (lasting, style, _subset_legend))
+    ladders = result.get("doses", {}).get("ladders", [])
+    on_ladder = {task for ladder in ladders for task in ladder["tasks"]}
+    lasting = result.get("survival", {}).get("arms", [])
+    if off := [arm for arm in lasting if arm["task"] not in on_ladder]:
+        jobs["survival"] = (survival_figure, (off, style, _subset_legend))
+    if dosed := [arm for arm in result.get("doses", {}).get("arms", []) if arm["design"] == designs[0]]:
+        jobs["doses"] = (dose_figure, (dosed, style, _subset_legend))
+    if along := [arm for arm in lasting if arm["task"] in on_ladder and arm["design"] == designs[0]]:
+        jobs["dose_time"] = (time_figure, (along, ladders))
     if statistics.get("arms"):
         jobs["harmfulness"] = (harmfulness, (statistics["arms"], result["base"]))
     if len(statistics.get("observations", [])) > 2:
         jobs["similarity_durability"] = (similarity_durability, (statistics["observations"], arms))
+    arms = [arm for arm in arms if arm["task"] not in on_ladder] or arms  # a panel or column per dose says little
     if any(len(arm["final_by_category_percent"]) > 1 for arm in arms):
         jobs["categories"] = (categories, (arms,))
     if extra.get("map"):

@@ -30,6 +30,17 @@ FIGURE_TEXT = {
         "Share of the safety prompts that have not yet been answered harmfully, along the fine-tuning (logarithmic "
         "scale). Bands: 95% over prompts (and seeds, if several). Where a line crosses 50% is the half-life.",
     ),
+    "doses": (
+        "Harmfulness over the dose of harmful rows",
+        "Share of the safety prompts answered harmfully after fine-tuning, by the share of harmful rows in the "
+        "fine-tuning set (logarithmic scale; 0 is set apart). Lines: fitted curves; bars: 95% intervals. Open marks: "
+        "the dose at which half of the prompts fall, with its interval.",
+    ),
+    "dose_time": (
+        "Dose and time",
+        "Share of the safety prompts answered harmfully along the fine-tuning (logarithmic scale), a line per share "
+        "of harmful rows, seeds together.",
+    ),
     "designs": (
         "Designs compared",
         "Each design minus the reference, 90% intervals. Shaded: the margin, set before the run. Filled: equivalent.",
