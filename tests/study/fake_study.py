@@ -229,9 +229,10 @@ def write_data(grid: Grid, folder: Path) -> None:
     write_jsonl(folder / "pool.jsonl", pool)
     write_jsonl(folder / "instruct.jsonl", [{"id": "an instruction", "prompt": "q", "response": "a"}])
     write_store(grid, "safety_pool", [row["id"] for row in pool], rng.normal(size=(POOL_ROWS, 8)))
-    for task in grid.study.anchors:
-        rows = [{"id": f"{task}{i}", "instruction": f"List lanterns {i}", "output": "1. a\n2. b"} for i in range(10)]
-        write_jsonl(folder / f"{task}.jsonl", rows)
+    for task, source in grid.study.anchors.items():
+        stem = Path(source.source).stem
+        rows = [{"id": f"{stem}{i}", "instruction": f"List lanterns {i}", "output": "1. a\n2. b"} for i in range(10)]
+        write_jsonl(folder / f"{stem}.jsonl", rows)
         write_store(grid, task, [row["id"] for row in rows], rng.normal(0.5, 1, size=(10, 8)))
     for alignment in grid.alignments:
         start = {"high": 0, "low": 40}.get(alignment.subset, 10 + alignment.seed)

@@ -98,7 +98,7 @@ def settings(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("Base model", config["models"]["base"]),
         ("Feature model", config["models"]["extraction"]),
         ("Moderation model", f"{config['models']['moderation']}, threshold {evaluation['threshold']}"),
-        ("Tasks", ", ".join(config["tasks"])),
+        ("Tasks", ", ".join(own_epochs(*task) for task in config["tasks"].items())),
         ("Alignment subsets", ", ".join(name.replace("_", " ") for name in config["subsets"])),
         ("Subset sizes", ", ".join(str(size) for size in config["subset_sizes"])),
         ("Training seeds", ", ".join(str(seed) for seed in config["seeds"])),
@@ -112,6 +112,11 @@ def settings(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("Fine-tuning", training(tuning)),
         ("Prompt style", config["prompt_style"]),
     ]
+
+
+def own_epochs(name: str, task: dict[str, Any]) -> str:
+    """A task's name, with its own length of training where it has one."""
+    return f"{name} ({task['epochs']} epochs)" if task.get("epochs") else name
 
 
 def provenance(result: dict[str, Any]) -> list[tuple[str, str]]:
