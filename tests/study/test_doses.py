@@ -203,6 +203,7 @@ def test_doses_are_not_averaged_with_tasks(dosed) -> None:
     assert {row["task"] for row in result["survival"]["comparisons"]} == {"list", "long"}
     assert {row["task"] for row in result["statistics"]["arms"]} > {"mild_dose0", "mild_dose100"}
     assert {row["task"] for row in result["subsets"]} == {"mild", "list", "long"}
+    assert "could be compared" not in result["headline"]["answer"]  # doses are not missing there
 
 
 def test_a_study_of_a_ladder_alone_has_numbers_everywhere(dosed, tmp_path) -> None:

@@ -141,7 +141,8 @@ def headline(result: dict[str, Any]) -> Headline:
     main = sizes[0]
     size, smallest = main["subset_size"], statistics["smallest_difference_points"]
     tasks = _find(statistics.get("comparisons", []), QUESTION, subset_size=size)
-    planned = dict.fromkeys(arm["task"] for arm in statistics.get("arms", []))
+    doses = {task for ladder in result.get("doses", {}).get("ladders", []) for task in ladder["tasks"]}
+    planned = [task for task in dict.fromkeys(a["task"] for a in statistics.get("arms", [])) if task not in doses]
     missing = [task for task in planned if task not in main["tasks"]]
     details = [_scope(main, missing)]
     initial = _find(statistics["overall"], QUESTION, "initial", subset_size=size)
