@@ -59,7 +59,9 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
         both = cell.design.method == "lora" and cell.design.alignment != "adapter"
         below = [aligned_name(cell.alignment)] if both else []
         asked = eval_template_of(study, cell, EVAL_TEMPLATE)
-        evaluate(maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [study.utility_of(cell.task)], below, asked)
+        evaluate(
+            maker, f"cells/{cell.name}/seed{cell.seed}", tuned_name(cell), [study.utility_of(cell.task)], below, asked
+        )
         if study.fine_tuning.probes:
             judge_probes(maker, cell, tuned_name(cell))
     return maker.jobs
