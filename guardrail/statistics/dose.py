@@ -194,10 +194,12 @@ def ed50_ratio(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     guardrail of ``first`` takes more harmful rows.
 
     `guardrail.statistics.crossed.paired_difference` of ln ED50, with ``ratio`` and its ``ratio_interval``. Raises
-    ``ValueError`` where one of them lies outside the doses measured.
+    ``ValueError`` where one of them lies outside the doses measured, or rises faster than the doses can tell.
     """
     if first["cells"] is None or second["cells"] is None:
         raise ValueError("an ED50 lies outside the doses measured")
+    if first["curve"].steepest or second["curve"].steepest:
+        raise ValueError("a curve rises faster than the doses can tell")
     test = paired_difference(first["cells"] - second["cells"])
     ratio, *edges = (float(np.exp(value)) for value in (test["difference"], *test["interval"]))
     return {**test, "ratio": ratio, "ratio_interval": edges}

@@ -240,6 +240,10 @@ def _ratio(one: Ladder, two: Ladder) -> dict[str, Any]:
         if fitted["outside"]:
             side = fitted["outside"]
             return {"reason": f"the ED50 of the {which} arm lies {side} {edges[side]:g}%, outside the doses measured"}
+        if fitted["curve"].steepest:
+            return {
+                "reason": f"the curve of the {which} arm rises faster than the doses can tell; more doses are needed"
+            }
     test = ed50_ratio(*found)
     return {
         "ed50_ratio": _round(test["ratio"]),

@@ -91,6 +91,8 @@ def test_a_step_between_two_doses_gives_both_of_them() -> None:
     found = ed50(DOSES, flags)
     assert found["curve"].steepest and 10 <= found["ed50"] <= 20
     assert found["interval"][0] <= 10 and found["interval"][1] >= 20
+    with pytest.raises(ValueError, match="faster than the doses"):
+        ed50_ratio(found, found)
 
 
 def test_an_edge_beyond_the_doses_is_none() -> None:
