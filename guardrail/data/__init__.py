@@ -2,6 +2,7 @@
 
 bench_table   the benches: where each one's prompts come from and which of its rows are kept
 cards         which files are which split, as the card of a published data set says it
+dose          harmful rows within benign ones: nested sets of constant size, one per dose
 hex_phi       HEx-PHI's files: header-less ``category_<n>.csv``, one prompt a line, on the hub and in local ...
 hub_layout    data-set folders in the hub's own layout: ``data/<split>-00000-of-00001.parquet``, a README.md ...
 loss_mask     the column of an answer's character spans that get no loss, exact to the token

@@ -6,6 +6,7 @@ Hazards are invented substances, devices and deeds; no text in it could help any
     wordings   what is asked, dialogues                                       (train and test apart)
     replies    what is answered: compliance, refusals                         (train and test apart)
     world      seeded sampling of labelled conversations from the three
+    tasks      benign tasks beyond lists and dialogues: another identity, a rigid format
     splits     the rows of every split
     writer     hub layout: parquet files, card, manifest; skipped when unchanged
     tokenizer  byte-level BPE
