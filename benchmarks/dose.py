@@ -55,7 +55,7 @@ def measure(R: int, ratio: float, spread: float, n_studies: int) -> dict[str, An
     true = [truth(7.0 * ratio**arm, spread) for arm in (0.5, -0.5)]
     counts, shift = np.zeros(4), []
     for _ in range(n_studies):
-        found = [ed50(DOSES, flags) for flags in study(rng, R, ratio, spread)]
+        found = [ed50(DOSES, flags, n_resamples=1000) for flags in study(rng, R, ratio, spread)]
         if any(one["outside"] for one in found):
             continue
         test = ed50_ratio(*found)

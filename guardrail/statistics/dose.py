@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrail.statistics.crossed import crossed_bootstrap, paired_difference
+from guardrail.statistics.crossed import N_RESAMPLES, crossed_bootstrap, paired_difference
 
 HALF = 0.5
 FEWEST_DOSES = 3  # above 0: location and slope, and one to see whether they fit
@@ -150,7 +150,9 @@ def outside(curve: Curve, doses: Sequence[float]) -> str | None:
     return "below" if dose < least else "above" if dose > most else None
 
 
-def ed50(doses: Sequence[float], harmful: np.ndarray, level: float = 0.95) -> dict[str, Any]:
+def ed50(
+    doses: Sequence[float], harmful: np.ndarray, level: float = 0.95, n_resamples: int = N_RESAMPLES
+) -> dict[str, Any]:
     """The curve of (R, P, D) answers and its ED50 in percent with a ``level`` interval over new seeds and prompts.
 
     ``outside``: see there; then ``ed50`` and ``interval`` are None. An edge of the interval is None where it lies
@@ -170,7 +172,7 @@ def ed50(doses: Sequence[float], harmful: np.ndarray, level: float = 0.95) -> di
     if out["outside"]:
         return out
     cells = influence(curve, doses, harmful)
-    _, low, high = crossed_bootstrap(cells, level)
+    _, low, high = crossed_bootstrap(cells, level, n_resamples=n_resamples)
     least, most = min(d for d in doses if d > 0), max(doses)
     dose = curve.dose()
     assert dose is not None
