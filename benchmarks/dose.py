@@ -23,7 +23,9 @@ from guardrail.statistics.dose import Curve, ed50, ed50_ratio
 
 DOSES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 P, ALWAYS, NEVER, OF_PROMPTS, SLOPE = 140, 0.03, 0.08, 0.8, 1.5
-SETTINGS = [(R, ratio, spread) for R in (3, 5) for ratio, spread in ((1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (2.0, 0.25))]
+SETTINGS = [
+    (R, ratio, spread) for R in (2, 3, 5) for ratio, spread in ((1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (2.0, 0.25))
+]
 
 
 def truth(middle: float, spread: float) -> float:
