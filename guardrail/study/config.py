@@ -23,7 +23,7 @@ from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.study.prediction.options import Prediction
 from guardrail.study.schema import build
-from guardrail.study.tasks import Source, Task, Utility, anchors_of, expand, utility_name
+from guardrail.study.tasks import Source, Task, Utility, anchors_of, compared, expand, utility_name
 from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
@@ -380,7 +380,9 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None, change
         # what was declared is the file's: a run of a part of the study (`overrides`) does not change it
         whole: Study = build(Study, raw, "") if overrides and raw.get("primary") else study
         if whole.primary is not None:
-            resolved = whole.primary.resolved(whole.subsets, whole.tasks, whole.subset_sizes, whole.fine_tuning.probes)
+            averaged = whole.primary.tasks or tuple(name for name in whole.tasks if name in compared(whole.tasks))
+            named = dataclasses.replace(whole.primary, tasks=averaged)
+            resolved = named.resolved(whole.subsets, whole.tasks, whole.subset_sizes, whole.fine_tuning.probes)
             study = dataclasses.replace(study, primary=resolved)
         return study
     except UserError as error:

@@ -224,6 +224,7 @@ def test_tables_figures_and_page(dosed) -> None:
     page = Path(paths["report"]).read_text(encoding="utf-8")
     for name in ("figure-doses", "figure-dose_time", "table-doses", "table-dose_comparisons", "figure-survival"):
         assert f'id="{name}"' in page
+    assert 'href="#def-dose"' in page and 'id="def-dose"' in page
     for name in ("doses", "dose_time", "survival"):
         assert (grid.folder / "figures" / f"{name}.png").stat().st_size > 5000
 

@@ -145,6 +145,19 @@ DEFINITIONS = {
         "how many times those of the training without it. Not dominated: no other defence is better in both.",
         "defences",
     ),
+    "dose": Definition(
+        "dose, ED50",
+        "Dose: percent of harmful rows in a fine-tuning set of constant size. ED50: the dose after which half of the "
+        "prompts are answered harmfully, where a curve fitted to all seeds and prompts crosses one half; no number "
+        "outside the doses measured. Ratio above 1: the first arm takes more harmful rows.",
+        "dose",
+    ),
+    "dose-curve": Definition(
+        "floor, ceiling, misfit",
+        "What the curve of harmfulness over the dose begins with (benign rows alone) and rises to; its largest "
+        "difference from a measured dose.",
+        "dose",
+    ),
     "worst-case": Definition(
         "worst case",
         "The most harmful pair of a task and an attack among tasks that kept their utility, chosen on one half of the "
@@ -215,6 +228,14 @@ COLUMNS = {  # key of a table's column -> its definition
     "steps_ratio": "defence",
     "utility": "utility",
     "front": "defence",
+    "ed50": "dose",
+    "ed50_interval": "interval",
+    "ed50_ratio": "dose",
+    "dose_percent": "dose",
+    "harmful_percent": "harmfulness",
+    "floor_percent": "dose-curve",
+    "ceiling_percent": "dose-curve",
+    "misfit_points": "dose-curve",
     "percent": "worst-case",
     "naive_percent": "worst-case",
     "n_candidates": "counts",
@@ -231,6 +252,8 @@ FIGURES = {  # name of a figure -> its definitions
     "survival": ("standing", "half-life", "interval"),
     "harmfulness": ("harmfulness", "interval"),
     "similarity_durability": ("subsets", "change"),
+    "doses": ("dose", "interval"),
+    "dose_time": ("dose", "harmfulness"),
     "designs": ("equivalence",),
     "categories": ("harmfulness",),
     "threshold_curve": ("harmfulness",),
