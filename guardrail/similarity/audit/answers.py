@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from guardrail.similarity.audit.forecasts import sentences
+
 
 def answers(audit: dict[str, Any]) -> list[dict[str, str]]:
     """Question and answer, in the order of the page."""
@@ -20,19 +22,18 @@ def answers(audit: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def least_similar(audit: dict[str, Any]) -> str | None:
-    name: str | None = audit["verdict"].get("least_similar", audit["verdict"].get("predicted_best"))
+    name: str | None = audit["verdict"]["least_similar"]
     return name
 
 
 def which_checkpoint(audit: dict[str, Any]) -> str:
-    judged, chosen = audit["verdict"], least_similar(audit)
+    chosen = least_similar(audit)
     if chosen is None:
         return f"There is one alignment set, {audit['variants'][0]['name']}: nothing to choose."
     rank = f"{chosen} is least similar to the customer's rows of {len(audit['variants'])} sets"
-    if "forecast" in audit and judged.get("predicted_best"):
-        best = judged["predicted_best"]
-        same = "which is also" if best == chosen else f"although {chosen} is"
-        return f"{best}: forecast to hold best, {same} the least similar of {len(audit['variants'])} sets."
+    if "forecast" in audit:
+        told = [one for one in sentences(audit) if one.startswith(("Forecast to hold best", "No set is preferred"))]
+        return " ".join([*(told or ["The forecast abstains: no set is preferred."]), f"{rank}."])
     return f"No prediction. {rank}; choose it if nothing else speaks against it."
 
 
@@ -61,7 +62,8 @@ def how_sure(audit: dict[str, Any]) -> str:
     if least_similar(audit) is None:
         out = []
     if "forecast" in audit:
-        out.append("How far its forecast is right on tasks that it has not seen stands below.")
+        best = judged["predicted_best"] or least_similar(audit) or audit["variants"][0]["name"]
+        out += [sentence for sentence in sentences(audit) if f" for {best}: " in sentence]
     else:
         out.append("Whether the least similar set holds best for your models is not measured here.")
     if not audit["references"]:

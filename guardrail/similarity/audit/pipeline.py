@@ -20,7 +20,7 @@ from guardrail.similarity.representations import options as o
 from guardrail.similarity.representations.read import identify
 
 RESULT, PAGE = "audit.json", "audit.html"
-VERSION = 2  # raise when the same sets give another page
+VERSION = 3  # raise when the same sets give another page
 ENCODER_MAX_LENGTH = 256
 SIZE_RATIO_WARNING = 1.5
 
