@@ -26,6 +26,7 @@ REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 ENVIRONMENT="${VIRTUAL_ENV:-$REPO/.venv}"
 REQUIREMENTS=requirements.txt
 ALIGN_ANYTHING_STAMP=.guardrail-align-anything # in an environment of the second kind, from its first moment
+TEMPLATE_COPY=.guardrail-template.py           # there, too: the drop-in template that was installed last
 
 fail() {
     echo "error: $*" >&2
@@ -104,11 +105,15 @@ if [[ ! -f "$STAMP" || "$(cat "$STAMP")" != "$WANTED" ]]; then
     python -m pip install -q --no-deps --no-build-isolation -e "$REPO" >>"$LOG" 2>&1 ||
         fail "pip could not install the library itself; the reason is at the end of $LOG"
     if [[ "$REQUIREMENTS" != requirements.txt ]]; then
-        bash "$REPO/scripts/install_template.sh" >>"$LOG" 2>&1 ||
-            fail "the drop-in template could not be installed; the reason is at the end of $LOG"
         echo "$SOURCE" >"$ENVIRONMENT/$ALIGN_ANYTHING_STAMP"
+        rm -f "$ENVIRONMENT/$TEMPLATE_COPY" # the package has its own again
     fi
     echo "$WANTED" >"$STAMP"
+fi
+if [[ "$REQUIREMENTS" != requirements.txt ]] && ! cmp -s "$REPO/configs/template.py" "$ENVIRONMENT/$TEMPLATE_COPY"; then
+    bash "$REPO/scripts/install_template.sh" >>"$ENVIRONMENT/install.log" 2>&1 ||
+        fail "the drop-in template could not be installed; the reason is at the end of $ENVIRONMENT/install.log"
+    cp "$REPO/configs/template.py" "$ENVIRONMENT/$TEMPLATE_COPY"
 fi
 
 # vLLM needs the torch of requirements.txt; another set of requirements has another torch.

@@ -33,6 +33,8 @@ class Machine:
         self.folder, self.repo, self.source = folder, folder / "repo", folder / "align anything"
         self.environment = self.repo / ".venv-align-anything"
         (self.repo / "scripts").mkdir(parents=True)
+        (self.repo / "configs").mkdir()
+        (self.repo / "configs" / "template.py").write_text("STYLES = {}\n")
         for file in ("scripts/install.sh", "scripts/help.sh", "requirements-align-anything.txt", "pyproject.toml"):
             shutil.copy(REPOSITORY / file, self.repo / file)
         (self.repo / "requirements.txt").write_text("torch\n")
@@ -71,6 +73,9 @@ def test_a_second_run_does_nothing_until_something_changed(machine):
     (machine.source / "align_anything" / "sft.py").write_text("another loss\n")
     assert len(machine.install()[0]) == 3
     assert machine.install(ALIGN_ANYTHING=source)[0] == []
+    (machine.repo / "configs" / "template.py").write_text("STYLES = {'new': 1}\n")
+    assert machine.install()[0] == ["template"]  # a pulled change of it reaches the package
+    assert machine.install()[0] == []
     (machine.repo / "requirements-align-anything.txt").write_text("torch==9\n")
     assert len(machine.install(ALIGN_ANYTHING=source)[0]) == 3
 
