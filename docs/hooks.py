@@ -153,6 +153,7 @@ STUDY_BLOCKS = (
     "Source",
     "Models",
     "Task",
+    "Dose",
     "Utility",
     "Training",
     "FineTuning",
@@ -234,10 +235,10 @@ def options_page(name: str) -> str:
 
 def study_page() -> str:
     """The reference page of a study file: every block of the schema."""
-    schema = importlib.import_module("guardrail.study.config")
+    modules = [importlib.import_module(f"guardrail.study.{name}") for name in ("config", "tasks")]
     lines = ["# Options: a study file", "", "The keys of `configs/studies/*.yaml`. Unknown keys are refused.", ""]
     for name in STUDY_BLOCKS:
-        block = getattr(schema, name)
+        block = next(getattr(module, name) for module in modules if hasattr(module, name))
         lines += [
             f"## {name}",
             "",

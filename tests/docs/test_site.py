@@ -49,11 +49,16 @@ def test_a_page_says_what_the_code_says(hooks):
 
 
 def test_every_block_of_a_study_file_is_on_its_page(hooks):
-    from guardrail.study import config
+    from guardrail.study import config, tasks
 
-    written = {name for name, value in vars(config).items() if getattr(value, "__module__", "") == config.__name__}
-    blocks = {name for name in written if hasattr(getattr(config, name), "__dataclass_fields__")}
-    assert blocks - {"Design"} == set(hooks.STUDY_BLOCKS)  # a study file writes a design as text: mixed, adapter+lora
+    blocks = {
+        name
+        for module in (config, tasks)
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__ and hasattr(value, "__dataclass_fields__")
+    }
+    # a study file writes a design as text: mixed, adapter+lora; and a rung is what a dose expands to
+    assert blocks - {"Design", "Rung"} == set(hooks.STUDY_BLOCKS)
 
 
 def test_every_room_has_a_page(hooks):
