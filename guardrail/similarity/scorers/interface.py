@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guardrail.core import ranks
 from guardrail.core.errors import UserError
 from guardrail.data.rows import Row, response
 from guardrail.similarity.scorers import SCORERS, Inputs
@@ -131,7 +132,8 @@ class FunctionScorer(Scorer):
             vectors, reasons = batch.vectors
             given["representations"] = vectors[self.resources.main_view]
         inputs = Inputs(avg_n=config.avg_n, seed=config.seed, **given)
-        values = np.asarray(SCORERS.load(self.name)(batch.rows, inputs), dtype=np.float64)
+        with ranks.alone():  # a function may share a whole pool over the ranks: these rows are this rank's
+            values = np.asarray(SCORERS.load(self.name)(batch.rows, inputs), dtype=np.float64)
         if values.shape != (len(batch),):
             raise UserError(f"scorer {self.name} gave numbers of shape {values.shape} for {len(batch)} rows")
         return Scores.of(values, reasons)
