@@ -63,7 +63,11 @@ def said(what: str, policy: Policy) -> str:
     """A refusal test in words."""
     if what == "rows quarantined":
         return "of the rows are held back"
-    return f"of the rows have a row's reason {what} ({title_of(what, policy)})"
+    return f"of the rows have the reason {what} ({title_of(what, policy)})"
+
+
+def counted(what: str) -> str:
+    return "are held back" if what == "rows quarantined" else f"have the reason {what}"
 
 
 def which_checkpoint(audit: dict[str, Any] | None) -> str:
@@ -92,9 +96,9 @@ def what_would_change_it(verdict: dict[str, Any], policy: Policy) -> list[str]:
     for test in verdict["refusal_tests"]:
         count, limit = round(test["fraction"] * n), int(test["limit"] * n)
         if test["limit"] < 1 and not test["broken"]:
-            out.append(f"The file would be refused with {rows(limit + 1 - count)} more that count as {test['what']}.")
+            out.append(f"The file would be refused with {rows(limit + 1 - count)} more that {counted(test['what'])}.")
         elif test["broken"]:
-            out.append(f"{rows(count - limit)} fewer that count as {test['what']}, and this test would pass.")
+            out.append(f"With {rows(count - limit)} fewer that {counted(test['what'])}, this test would pass.")
     return out or ["No limit of the policy is near."]
 
 
