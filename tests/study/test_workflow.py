@@ -24,7 +24,6 @@ from guardrail.study.dag import make_jobs
 from guardrail.study.disk import bytes_per_checkpoint, peak, weight_bytes
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import Job, job_states
-from guardrail.study.keep import trains
 from guardrail.study.records import Product
 from guardrail.study.results import Results, collect
 from guardrail.study.schedule import OUR_TRAINER
@@ -269,51 +268,48 @@ def tensor_bytes(root: Path) -> int:
 
 
 @long
-def test_adapters_come_and_go_as_the_study_says(world, tmp_path):
-    """Adapters on adapters through every script. With `keep: none` killed once: their disk is the plan's, nothing is
-    left, and the numbers are those of a study that keeps them."""
-    changes = {
-        "designs": ["adapter"],
-        "fine_tuning": {**TRAINING, "method": "lora"},
-        "lora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]},
-        "subsets": ["high", "none"],
-        "checkpoints_at_once": 2,
-        "evaluation": {**world["evaluation"], "judges": {}},
-    }
-    shown = {}
-    for keep in ("none", "adapters"):
-        study = write_study(tmp_path / keep / f"{NAME}.yaml", world, **changes, keep=keep)
-        outputs = tmp_path / keep / "outputs"
-        grid, jobs = jobs_of(study, outputs)
-        made = [job for job in jobs.values() if trains(job)]
-        sizes = weight_bytes(grid, bytes_per_checkpoint(grid.study))
-        planned = peak(grid.study, jobs, job_states(grid, jobs), list(jobs), sizes)
-        most, over = [0], threading.Event()
+@pytest.mark.parametrize("keep", ["none", "adapters"])
+def test_adapters_come_and_go_as_the_study_says(world, tmp_path, keep):
+    """Adapters on adapters through every script, killed once: their disk is the plan's, at the end is left what
+    `keep` says, and a second start makes nothing again."""
+    study = write_study(
+        tmp_path / f"{NAME}.yaml",
+        world,
+        designs=["adapter"],
+        fine_tuning={**TRAINING, "method": "lora"},
+        lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]},
+        keep=keep,
+        checkpoints_at_once=2,
+        evaluation={**world["evaluation"], "judges": {}},
+    )
+    outputs = tmp_path / "outputs"
+    grid, jobs = jobs_of(study, outputs)
+    sizes = weight_bytes(grid, bytes_per_checkpoint(grid.study))
+    planned = peak(grid.study, jobs, job_states(grid, jobs), list(jobs), sizes)
+    assert len(sizes) == 4 and planned["n_batches"] == (3 if keep == "none" else 1)
+    most, over = [0], threading.Event()
 
-        def watch(root=grid.folder, most=most, over=over):
-            while not over.wait(0.05):
-                most[0] = max(most[0], tensor_bytes(root))
+    def watch() -> None:
+        while not over.wait(0.05):
+            most[0] = max(most[0], tensor_bytes(grid.folder))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            if keep == "none":
-                process = start(study, outputs)
-                deadline = time.time() + 600
-                while not list(grid.folder.glob("logs/fine_tune*")) and time.time() < deadline:
-                    assert process.poll() is None, stderr_of(outputs).read_text()[-3000:]
-                    time.sleep(0.1)
-                kill(process)
-            result = finish(study, outputs)
-        finally:
-            over.set()
-            watcher.join()
-        assert (result["code"], result.get("n_failed")) == (0, 0), result["stderr"]
-        assert 0 < most[0] <= planned["peak_bytes"]
-        assert tensor_bytes(grid.folder) == planned["end_bytes"] == (0 if keep == "none" else sum(sizes.values()))
-        assert not list(grid.folder.rglob("global_step*")) and len(made) == len(sizes) == 4
-        before = files_of_a_study(outputs)
-        assert finish(study, outputs).get("n_failed") == 0
-        assert files_of_a_study(outputs) == before, "nothing is made twice"
-        shown[keep] = comparable(outputs)
-    assert shown["none"] == shown["adapters"]
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        process = start(study, outputs)
+        deadline = time.time() + 900
+        while not list(grid.folder.glob("logs/fine_tune*")) and time.time() < deadline:
+            assert process.poll() is None, stderr_of(outputs).read_text()[-3000:]
+            time.sleep(0.1)
+        kill(process)
+        result = finish(study, outputs)
+    finally:
+        over.set()
+        watcher.join()
+    assert (result["code"], result.get("n_failed")) == (0, 0), result["stderr"]
+    assert 0 < most[0] <= planned["peak_bytes"]
+    assert tensor_bytes(grid.folder) == planned["end_bytes"] == (0 if keep == "none" else sum(sizes.values()))
+    assert not list(grid.folder.rglob("global_step*"))
+    before = files_of_a_study(outputs)
+    assert finish(study, outputs).get("n_failed") == 0
+    assert files_of_a_study(outputs) == before, "nothing is made twice"
