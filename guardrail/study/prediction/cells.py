@@ -29,7 +29,6 @@ from guardrail.training.config import SFTConfig
 
 VERSION = 1  # raise when the same settings give other numbers
 CELL = "cell.json"
-ROWS = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Place:
     @property
     def folder(self) -> str:
         return f"cells/{self.scorer}_{self.kind}/bin{self.bin + 1}/seed{self.seed}"
+
+    @property
+    def rows(self) -> str:
+        """The file of the bin's rows, which its seeds share."""
+        return f"bins/{self.scorer}_{self.kind}/bin{self.bin + 1}.jsonl"
 
 
 class Cells:
@@ -104,7 +108,7 @@ class Cells:
         return dataclasses.replace(
             training_config(self.study, tuning, place.seed),
             model_name_or_path=str(self.aligned(place.seed)),
-            train_datasets=str(out / ROWS),
+            train_datasets=str(self.folder / place.rows),
             output_dir=str(out),
             epochs=tuning.epochs + 1,
             max_steps=steps,
@@ -139,8 +143,7 @@ class Cells:
 
         out = self.folder / place.folder
         shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        write_jsonl(out / ROWS, rows)
+        write_jsonl(self.folder / place.rows, rows)
         config = self.training(place)
         summary = sft.run_training(config, Trajectory(self.probes, config))
         if summary["n_steps"] != config.max_steps:

@@ -12,7 +12,7 @@ from guardrail.data.rows import Row
 from guardrail.similarity.selection.composition import length_chars, spearman
 from guardrail.study.prediction import analysis
 from guardrail.study.prediction.cells import Cells, Place, stack_cells
-from guardrail.study.prediction.pool import cut, describe_bin, strata_of
+from guardrail.study.prediction.pool import PLANTED, cut, describe_bin, strata_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def analyse_scorer(
     if "scores" not in found:
         return {**out, "reason": found["reason"]}
     correlation = spearman(found["scores"], [float(length_chars(row)) for row in rows])
+    out["planted_auc"] = planted_auc(found["scores"], rows)
     out["length_correlation"] = None if correlation is None else round(correlation, analysis.DIGITS)
     for one in cuts:
         if one.scorer != name:
@@ -63,9 +64,21 @@ def analyse_scorer(
             for seed in cells.study.seeds
             if all(cells.is_done(one.place(number, seed), one.rows(number)) for number in one.bins)
         ]
-        if seeds:
+        if not seeds:
+            continue
+        try:
             out[one.kind] = analysis.rounded(_numbers(one, seeds, cells))
+        except ValueError as error:  # a checkpoint that refuses nothing has no life to lose
+            return {**out, "reason": f"{one.kind} bins: {error}"}
     return out if "plain" in out else {**out, "reason": "no seed has all of its bins"}
+
+
+def planted_auc(scores: np.ndarray, rows: Sequence[Row]) -> float | None:
+    """The chance that a planted harmful row has a higher score than another one; None where nothing is planted."""
+    from sklearn.metrics import roc_auc_score
+
+    planted = [bool(row.get(PLANTED)) for row in rows]
+    return round(float(roc_auc_score(planted, scores)), analysis.DIGITS) if 0 < sum(planted) < len(planted) else None
 
 
 def _numbers(one: Cut, seeds: list[int], cells: Cells) -> dict[str, Any]:

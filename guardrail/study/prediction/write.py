@@ -22,9 +22,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
     """What each scorer predicted, and what each of its bins is made of."""
     rows = []
     for one in result["scorers"]:
-        row = {"scorer": plain(one["scorer"]), **one.get("cost", {}), "length": one.get("length_correlation")}
-        if "reason" in one:
-            rows.append({**row, "note": one["reason"]})
+        row = {
+            "scorer": plain(one["scorer"]),
+            **one.get("cost", {}),
+            "length": one.get("length_correlation"),
+            "auc": one.get("planted_auc"),
+        }
+        if "plain" not in one:
+            rows.append({**row, "note": one.get("reason")})
             continue
         harmful, life = one["plain"]["harmful"], one["plain"]["life"]
         row |= {
@@ -63,6 +68,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         Column("trend_p_value", "trend p", 3),
         Column("matched_gap", "gap at equal length (points)", 1, "matched_interval", signed=True),
         Column("matched_life_gap", "gap of life at equal length (%)", 1, "matched_life_interval", signed=True),
+        Column("auc", "AUC of planted rows", 2),
         Column("length", "rank correlation with length", 2, signed=True),
         Column("cpu_sec_per_1000_rows", "s / 1,000 rows", 1),
         Column("peak_mib", "MiB", 0),

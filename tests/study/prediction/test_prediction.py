@@ -11,7 +11,7 @@ from guardrail.study.prediction.__main__ import chosen, main
 from guardrail.study.prediction.cells import stack_cells
 from guardrail.study.prediction.options import Prediction
 from guardrail.study.prediction.pool import cut, describe_bin, make_pool, strata_of
-from guardrail.study.prediction.results import Cut
+from guardrail.study.prediction.results import Cut, analyse_scorer
 from guardrail.study.prediction.scores import costs, scoring_flags
 from guardrail.study.prediction.write import tables
 
@@ -133,6 +133,25 @@ def test_cells_are_joined_by_prompt_and_undecided_prompts_are_left_out():
     assert flags[1, 0].tolist() == [[False, False], [True, True]]
     with pytest.raises(UserError, match="different steps"):
         stack_cells([[one], [{**two, "steps": [0, 6]}]])
+
+
+def test_a_checkpoint_that_refuses_nothing_has_a_reason_and_no_numbers(prediction):
+    class Done:
+        """Cells that are there, of a model that was harmful from the start."""
+
+        study = type("S", (), {"seeds": (1,)})
+
+        def is_done(self, place, rows):
+            return True
+
+        def read(self, place):
+            return {"steps": [0, 5], "harmful": {"a": [True, True], "b": [True, False]}}
+
+    rows, _ = make_pool(prediction, 1)
+    scores = np.arange(50.0)
+    one = Cut.of("length", "plain", rows, scores, 5)
+    found = analyse_scorer("length", {"scores": scores}, [one], rows, Done(), {})
+    assert "harmfully before the first step" in found["reason"] and "plain" not in found
 
 
 def test_costs_are_beyond_a_process_that_scores_nothing():

@@ -44,13 +44,13 @@ def study(tmp_path, tiny_model, tiny_classifier):
         "seeds": [1],
         "alignment": training,
         "fine_tuning": {**training, "probes": 3},
-        "evaluation": {"safety_bench": str(tmp_path / "bench.jsonl"), "max_new_tokens": 4},
+        "evaluation": {"safety_bench": str(tmp_path / "bench.jsonl"), "max_new_tokens": 4, "threshold": 1.0},
         "prediction": {
             "benign": str(tmp_path / "benign.jsonl"),
             "harmful": str(tmp_path / "harmful.jsonl"),
             "doses_percent": [0, 50, 100],
             "rows_per_bin": 4,
-            "scorers": ["oracle", "length"],
+            "scorers": ["length"],
         },
     }
     file = tmp_path / "toy.yaml"
@@ -77,18 +77,20 @@ def run(file, *flags):
 @pytest.mark.slow
 def test_bins_are_made_once_and_tabulated(study):
     folder = study.parent / "outputs" / "toy" / "prediction"
-    first, _ = run(study, "--stop_after_sec=1")
-    assert first["n_cells"] == 2 * (3 + 2) and first["n_cells_done"] < 10
-    result, log = run(study)
-    assert result["n_cells_done"] == 10 and f"{first['n_cells_done']} of 10 cells are done" in log
-    document = read_json(result["prediction"])
-    oracle, length = document["scorers"]
-    assert [part["harmful_percent"] for part in oracle["plain"]["bins"]] == [0, 50, 100]
-    assert oracle["plain"]["n_prompts"] == 4 and oracle["plain"]["steps"][-1] == 2
-    assert length["length_correlation"] == 1 and length["cost"]["peak_mib"] > 0
+    first, log = run(study)
+    assert first["n_cells"] == first["n_cells_done"] == 3 + 2 and "0 of 5 cells are done" in log
+    (length,) = read_json(first["prediction"])["scorers"]
+    assert length["plain"]["n_prompts"] == 4 and length["plain"]["steps"][-1] == 2
+    assert length["length_correlation"] == 1 and length["cost"]["peak_mib"] > 0 and 0 < length["planted_auc"] < 1
     chars = [part["response_chars"] for part in length["plain"]["bins"]]
     assert chars == sorted(chars)
     assert [part["bin"] for part in length["matched"]["bins"]] == [1, 3]
+    assert length["plain"]["harmful"]["gap"] == 0 and length["plain"]["life"]["gap"] == 0, "nothing is above 1"
     assert not list(folder.rglob("*.safetensors")), "weights go when they have been looked at"
     assert (folder / "figures" / "scorers.png").is_file()
     assert "gap at equal length" in (folder / "tables" / "scorers.md").read_text()
+    cells = sorted(folder.rglob("cell.json"))
+    cells[0].unlink()
+    second, log = run(study)
+    assert "4 of 5 cells are done" in log and second == first
+    assert read_json(first["prediction"])["scorers"][0]["plain"] == length["plain"]
