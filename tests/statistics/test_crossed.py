@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from guardrail.statistics.crossed import crossed_bootstrap, crossed_spread, paired_difference, seeds_needed, sign_flip
+from guardrail.statistics.crossed import (
+    Spread,
+    crossed_bootstrap,
+    crossed_spread,
+    mean_squares,
+    paired_difference,
+    seeds_needed,
+    sign_flip,
+)
 from guardrail.statistics.regression import matched_capability, regress
 from guardrail.statistics.testing import corrected
 
@@ -190,6 +198,35 @@ def test_p_value_is_the_inverse_of_the_critical_value():
     assert spread.p_value(0.0) == 1.0 and spread.p_value(100.0) < 1e-3
     one = crossed_spread(simulate(np.random.default_rng(0), 1, 50, 0.5))
     assert one.p_value(2 * one.standard_error) == pytest.approx(2 * stats.t.sf(2, 49))
+
+
+@pytest.mark.parametrize(("R", "P"), [(2, 5), (3, 50), (5, 140)])
+def test_with_seeds_alone_it_is_students_t(R, P):
+    spread = Spread(1.0, R, P, (float(R * P), 0.0, 0.0))
+    for probability in (0.9, 0.975, 0.9995):
+        assert spread.quantile(probability) == pytest.approx(stats.t.ppf(probability, R - 1), rel=1e-3)
+
+
+@pytest.mark.parametrize("R", [3, 5])
+def test_few_seeds_are_not_taken_at_their_word(R):
+    """5% tests of a mean that is zero, seeds differing much, a little, not at all: 3 to 7% reject. The mixture of two
+    Student's by the estimated share of the seeds, which was used before, rejects more than 6.5% where they differ."""
+    rng = np.random.default_rng(R)
+    P, n = 60, 1500
+    for of_seeds in (0.0, 0.1, 0.3):
+        rejected = mixed = 0
+        for _ in range(n):
+            cells = of_seeds * rng.normal(size=(R, 1)) + rng.normal(size=(R, P))
+            spread, mean = crossed_spread(cells), float(cells.mean())
+            rejected += spread.p_value(mean) < 0.05
+            seeds, prompts, noise = mean_squares(cells)
+            share = (
+                seeds / (seeds + prompts) + max(seeds - noise, 0) / max(seeds + prompts - noise, seeds, prompts)
+            ) / 2
+            critical = share * stats.t.ppf(0.975, R - 1) + (1 - share) * stats.t.ppf(0.975, P - 1)
+            mixed += abs(mean) / spread.standard_error > critical
+        assert 0.03 < rejected / n < 0.07, (of_seeds, rejected / n)
+    assert mixed / n > 0.055 and mixed > rejected, (mixed / n, rejected / n)
 
 
 def test_corrections_by_hand():

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from guardrail.statistics.crossed import crossed_spread, paired_difference
+from guardrail.statistics.crossed import crossed_spread, mean_squares, paired_difference
 from guardrail.statistics.survival import (
     Group,
     arm_survival,
     crossing,
+    influence_cells,
     life_cells,
     life_difference,
     lives_of,
@@ -146,6 +147,25 @@ def test_proportional_hazards_finds_the_ratio_without_frailty() -> None:
     (row,) = proportional_hazards(groups(lives), ["arm"])["covariates"]
     assert row["log_hazard_ratio"] == pytest.approx(0.6, abs=0.08)
     assert row["interval"][0] < np.exp(0.6) < row["interval"][1] and row["p_value"] < 0.001
+
+
+def test_contributions_of_seeds_and_prompts_are_the_clustered_variances_of_statsmodels() -> None:
+    """One way at a time; the packages differ by (n - 1) / (n - k), which theirs has and ours has not."""
+    import statsmodels.api as sm
+    from statsmodels.stats.sandwich_covariance import cov_cluster
+
+    rng = np.random.default_rng(3)
+    R, P = 4, 30
+    seeds, prompts = np.repeat(np.arange(R), P), np.tile(np.arange(P), R)
+    x = np.column_stack([rng.normal(size=R * P), np.ones(R * P)])
+    y = (rng.random(R * P) < 0.4).astype(float)
+    fit = sm.GLM(y, x, family=sm.families.Binomial(link=sm.families.links.CLogLog())).fit()
+    (cells,) = influence_cells(fit, 1, seeds, prompts)
+    assert cells.mean() == pytest.approx(0, abs=1e-5)
+    of_seeds, of_prompts, _ = mean_squares(cells)
+    scale = (len(y) - 1) / (len(y) - 2)
+    for square, groups_ in ((of_seeds, seeds), (of_prompts, prompts)):
+        assert square / (R * P) * scale == pytest.approx(cov_cluster(fit, groups_)[0, 0])
 
 
 def test_hazards_say_why_they_cannot_be_had() -> None:
