@@ -140,6 +140,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "guardrail forecast fit | predict",
         ("guardrail.similarity.forecast.command:Fit", "guardrail.similarity.forecast.command:Predict"),
     ),
+    "prediction": (
+        "Do scores of rows predict anything?",
+        "python -m guardrail.study.prediction",
+        ("guardrail.study.prediction.__main__:Command",),
+    ),
     "score_rows": (
         "Scores of rows",
         "bash scripts/score_rows.sh",
