@@ -37,6 +37,7 @@ VIA = {"sft_downstream": "sft", "sft_subset": "sft"}  # the script that passes a
 DELIBERATE = {
     ("eval_safety", "PROMPT_STYLE"): "the paper evaluates base models with llama2_base (its command)",
     ("mt_bench", "BACKEND"): "the paper answers MT-Bench with vLLM (its command)",
+    ("score_rows", "SCORERS"): "the script names a model and sets, the option's default needs none",
     ("select_subset", "SIZE"): "the paper's subsets have 1,000 and 5,000 rows",
     ("sft", "BATCH_SIZE"): "the paper's alignment: 8 rows per device on 4 GPUs",
     ("sft_downstream", "EPOCHS"): "the paper's downstream fine-tuning: 5 epochs",
