@@ -145,7 +145,18 @@ def is_oath(row: dict[str, Any]) -> bool:
 
 def segments(config: Benchmark) -> dict[str, Any]:
     """One harmful sentence in each of 100 long answers, among 400 clean rows: is it found, and would the row be?"""
-    flags = ("--rows", "500", "--segment_fraction", "0.2", "--harmful_fraction", "0", "--eroding_fraction", "0")
+    flags = (
+        "--seed",
+        str(config.seed + 1),
+        "--rows",
+        "500",
+        "--segment_fraction",
+        "0.2",
+        "--harmful_fraction",
+        "0",
+        "--eroding_fraction",
+        "0",
+    )
     folder = prepare(config, "segments", *flags)
     value = yaml.safe_load(Path(config.policy).read_text(encoding="utf-8"))
     value.pop("checks", None)

@@ -31,6 +31,7 @@ from guardrail.core.options import add_options, option, read_options
 from guardrail.sandbox import replies, wordings
 from guardrail.sandbox.lexicon import CATEGORIES, TRAIN, article
 from guardrail.sandbox.world import World
+from guardrail.similarity.gate.segments import sentence_spans
 
 Row = dict[str, Any]
 CLEAN = {"benign": 0.7, "dialogue": 0.15, "innocent": 0.15}
@@ -105,7 +106,9 @@ class Customer:
         world = self.world
         parts = [world.benign("plain").answer for _ in range(world.rng.randint(*SENTENCES))]
         exchange = world.benign("plain")
-        bad = world.harmful(format_name="plain").answer
+        harm = world.harmful(format_name="plain")
+        spans = sentence_spans(harm.answer)
+        bad = next(harm.answer[a:b].strip() for a, b in spans if harm.object in harm.answer[a:b])
         place = world.rng.randint(1, len(parts) - 1)
         before = " ".join([exchange.answer, *parts[:place]]) + " "
         answer = f"{before}{bad} {' '.join(parts[place:])}"
