@@ -87,6 +87,8 @@ def foreign_flags(module: str, config: SFTConfig, given: Collection[str], folder
         "log_type": log_type,
         "model_name_or_path": resolve_checkpoint(config.model_name_or_path),
     }
+    if trainer is ALIGN_ANYTHING and config.use_lora:  # its own default, `TaskType.CAUSAL_LM`, is none for its peft
+        values["task_type"] = config.task_type.rpartition(".")[2]
     texts = {name: _text(value) for name, value in values.items() if value is not None}
     return [part for name, text in texts.items() for part in (f"--{name}", text)]
 
@@ -211,7 +213,8 @@ def read_output(folder: Path, config: SFTConfig, given: Collection[str], expecte
     arguments = output_of.read_arguments(folder)
     # paths of outputs are the temporary folder's, and the model's is the resolved one
     compared = {name: getattr(config, name) for name in given if hasattr(config, name)}
-    for name in ("output_dir", "log_type", "log_run_name", "log_project", "model_name_or_path", "ds_cfgs", "data_seed"):
+    changed = ("output_dir", "log_type", "log_run_name", "log_project", "model_name_or_path", "task_type")
+    for name in (*changed, "ds_cfgs", "data_seed"):
         compared.pop(name, None)
     output_of.check_arguments(arguments, compared)
     source, logged = output_of.find_losses(folder)

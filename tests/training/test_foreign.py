@@ -143,6 +143,14 @@ def test_only_what_was_given_and_is_read_is_passed_on_as_pairs(tmp_path, golden_
     assert not {"--data_seed", "--prompt_style", "--ds_cfgs", "--label_mask", "--lora_alpha"} & set(pairs)
 
 
+def test_lora_is_asked_for_by_the_name_that_peft_knows(tmp_path, golden_model):
+    flags = runs.arguments(tmp_path / "out", golden_model, ds_cfgs="ds_z2_config.json", bf16=True, use_lora=True)
+    config, given = foreign.parse_flags(flags)
+    passed = foreign.foreign_flags(ALIGN_ANYTHING_TRAINER, config, given, tmp_path / "here", "tensorboard")
+    assert dict(zip(passed[::2], passed[1::2], strict=True))["--task_type"] == "CAUSAL_LM"
+    assert "--task_type" not in foreign.foreign_flags("other.sft", config, given, tmp_path / "here", "tensorboard")
+
+
 # ---- losses
 
 
