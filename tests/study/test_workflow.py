@@ -262,8 +262,8 @@ def tensor_bytes(root: Path) -> int:
     """Bytes of the weights below ``root`` that are there now, without the files' headers."""
     total = 0
     for path in root.rglob("slice_end/*.safetensors"):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            total += path.stat().st_size - 8 - int.from_bytes(path.open("rb").read(8), "little")
+        with contextlib.suppress(OSError), open(path, "rb") as handle:  # removed meanwhile
+            total += path.stat().st_size - 8 - int.from_bytes(handle.read(8), "little")
     return total
 
 
