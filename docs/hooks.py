@@ -51,7 +51,7 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train": ("Training", "python -m guardrail.training.sft", ("guardrail.training.config:SFTConfig",)),
     "attacks": (
         "Attacks",
-        "python eval_safety.py --attack NAME --attack_options name=value;...",
+        "the options --attack NAME and --attack_options name=value;... of eval_safety.py",
         (
             "guardrail.evaluation.attacks.prefill:Prefill",
             "guardrail.evaluation.attacks.template:Template",

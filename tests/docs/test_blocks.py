@@ -254,6 +254,8 @@ def test_flags_of_commands_belong_to_their_entry_point():
                 known = set().union(*(flags_of(hooks().find(place)) for place in places)) | {
                     "--benchmark",
                     "--evaluator",
+                    "--attack",
+                    "--attack_options",
                 }
                 assert given - known - {"--help"} == set(), block.place
     assert n_checked > 10

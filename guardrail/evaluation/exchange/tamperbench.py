@@ -44,7 +44,7 @@ def write_scores(source: AnswerFile, judgements: Path, measure: str, folder: Pat
     rows = [(answer, scores[answer.key]) for answer in source.answers if scores[answer.key] is not None]
     if not rows:
         raise UserError(f"{judgements} has no {measure} of any answer; choose --score from {', '.join(MEASURES)}")
-    columns = {
+    columns: dict[str, list[Any]] = {
         "prompt": [answer.question for answer, _ in rows],
         "response": [answer.text for answer, _ in rows],
         "score": [float(score) for _, score in rows],
