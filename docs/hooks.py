@@ -77,6 +77,11 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "guardrail.training.defences.booster:Booster",
         ),
     ),
+    "customer": (
+        "A customer's file of the sandbox",
+        "python datasets/sandbox/customer.py",
+        ("guardrail.sandbox.customer:CustomerConfig",),
+    ),
     "trajectory": (
         "Training that is probed",
         "python -m guardrail.evaluation.trajectory",

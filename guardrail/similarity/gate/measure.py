@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,8 +27,10 @@ from guardrail.similarity.gate.policy import DUPLICATE, SECRETS, Policy
 from guardrail.similarity.gate.segments import segment_rows
 from guardrail.similarity.gate.source import FORMAT_CODES, Line, parse
 from guardrail.similarity.scorers.interface import Batch
-from guardrail.similarity.scorers.run import RowScoring
 from guardrail.similarity.selection.composition import is_list
+
+if TYPE_CHECKING:
+    from guardrail.similarity.scorers.run import RowScoring
 
 VERSION = 1  # raise when the same rows and policy give other measurements
 CHUNK_ROWS = 256
@@ -71,7 +73,11 @@ class Measuring:
         names = policy.scorers
         self.segment_scorer = policy.segments.scorer if policy.segments else None
         wanted = tuple(dict.fromkeys((*names, *([self.segment_scorer] if self.segment_scorer else []))))
-        self.scoring = RowScoring(policy.scoring_config(wanted)) if wanted else None
+        self.scoring: RowScoring | None = None
+        if wanted:
+            from guardrail.similarity.scorers.run import RowScoring
+
+            self.scoring = RowScoring(policy.scoring_config(wanted))
         self.names = names
         if self.scoring is not None and (gone := self.scoring.not_applicable):
             name, why = next(iter(gone.items()))
