@@ -166,6 +166,8 @@ def _align_anything_problem(config: SFTConfig) -> str | None:
         return (
             f"it trains float32 under ZeRO 3 only and {config.ds_cfgs} is ZeRO {stage}: take ds_z3_config.json or bf16"
         )
+    if config.use_lora and stage == 3:
+        return f"it merges adapters before it gathers what {config.ds_cfgs} has spread: take ds_z2_config.json for LoRA"
     model = Path(config.model_name_or_path)
     if any((folder / "adapter_config.json").is_file() for folder in (model, model / SLICE)):
         return f"it does not start from adapters, and {model} holds some"

@@ -62,6 +62,7 @@ def package(tmp_path, monkeypatch) -> Path:
         ({"save_full_model": False, "use_lora": True}, "save_full_model is always True"),
         ({"bf16": False, "ds_cfgs": "ds_z0_config.json"}, "float32 under ZeRO 3 only and ds_z0_config.json is ZeRO 0"),
         ({"bf16": False, "ds_cfgs": "ds_z2_config.json"}, "is ZeRO 2"),
+        ({"ds_cfgs": "ds_z3_config.json", "use_lora": True}, "take ds_z2_config.json for LoRA"),
         ({"ds_cfgs": "mine.json"}, "no DeepSpeed file 'mine.json'; it has ds_z0_config.json, "),
         ({"train_datasets": "a,b"}, "splits train_datasets at the comma"),
     ],
