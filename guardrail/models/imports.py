@@ -26,6 +26,7 @@ import importlib.util
 import os
 import sys
 import types
+import typing
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -104,7 +105,9 @@ def import_rouge() -> types.ModuleType:
     hidden = [name for name in heavy if name not in sys.modules and "nltk" not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
     try:
-        return importlib.import_module("rouge_score.rouge_scorer")
+        from rouge_score import rouge_scorer
+
+        return typing.cast(types.ModuleType, rouge_scorer)
     finally:
         for name in hidden:
             del sys.modules[name]

@@ -70,7 +70,7 @@ def prepared(worker, home):
 def test_every_name_with_a_public_source_is_published_here():
     assert {name for name, source in SOURCES.items() if source.hub} == SPLITS.keys()
     assert {("dataset", source.hub) for source in SOURCES.values() if source.hub} <= PUBLISHED.keys()
-    assert set(NAMES) - SPLITS.keys() == {"list", "pure_bad", "mt_bench", "ultrachat_beavertails"}
+    assert set(NAMES) - SPLITS.keys() == {"identity", "list", "pure_bad", "mt_bench", "ultrachat_beavertails"}
 
 
 def test_prepared_sets_know_their_revision_and_their_oddities(prepared, hub):

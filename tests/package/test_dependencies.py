@@ -67,7 +67,7 @@ def applies(requirement: Requirement, python: str) -> bool:
 def test_every_import_is_declared():
     modules = set().union(*(third_party(file) for file in (REPOSITORY / "guardrail").rglob("*.py")))
     modules |= set().union(*(third_party(file) for file in (REPOSITORY / "configs").rglob("*.py")))
-    extras = [*EXTRAS["vllm"], *EXTRAS["lm-eval"], *EXTRAS["gate"]]
+    extras = [*EXTRAS["vllm"], *EXTRAS["lm-eval"], *EXTRAS["gate"], *EXTRAS["inspect"]]
     known = {canonicalize_name(r.name) for r in [*DECLARED, *extras]}
     missing = {m for m in modules - NOT_ON_THE_INDEX if canonicalize_name(NAMES.get(m, m)) not in known}
     assert not missing

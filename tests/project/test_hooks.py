@@ -63,7 +63,7 @@ def test_hooks_run_what_lint_runs(calls) -> None:
     assert code == 0 and len(expected) == 6
     by_hooks = [call for hook in hooks() for call in calls(shlex.split(hook["entry"]))[0]]
     assert by_hooks == expected
-    assert "shellcheck -x -P SCRIPTDIR scripts/audit.sh" in "\n".join(expected)
+    assert "shellcheck -x -P SCRIPTDIR scripts/admit.sh" in "\n".join(expected)
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -86,7 +86,7 @@ class SafetyStep(Scorer):
         def losses(values: dict[str, torch.Tensor]) -> torch.Tensor:
             return row_losses(Called(model, values), batch)
 
-        with torch.no_grad(), plain_attention(model):
+        with torch.no_grad(), plain_attention(model), plain_linear():
             change: torch.Tensor = torch.func.jvp(losses, (parameters,), (self.direction,))[1]
         return -change.double().cpu().numpy()
 
@@ -113,6 +113,19 @@ def wanting(model: Any, parameters: dict[str, torch.nn.Parameter]) -> Iterator[N
     finally:
         for one, needed in before:
             one.requires_grad_(needed)
+
+
+@contextlib.contextmanager
+def plain_linear() -> Iterator[None]:
+    """Inside, ``F.linear`` is torch's own: ZeRO 3 replaces it, for the rest of the process, by one without a
+    forward-mode derivative."""
+    import torch.nn.functional as F
+
+    before, F.linear = F.linear, torch._C._nn.linear
+    try:
+        yield
+    finally:
+        F.linear = before
 
 
 @contextlib.contextmanager

@@ -172,3 +172,15 @@ def test_the_step_in_adapters_is_the_product_of_their_gradients(config):
             for row_ in safety
         )
         assert found[place] == pytest.approx(-wanted, rel=1e-4, abs=1e-7)
+
+
+def test_a_process_in_which_zero_3_has_been_used_scores_the_same(config, monkeypatch):
+    """DeepSpeed leaves its own ``F.linear`` behind, which has no forward-mode derivative."""
+    import torch.nn.functional as F
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    rows, one = make_rows(4), dataclasses.replace(config, scorers=("safety_step",))
+    expected = RowScoring(one).score(rows)["safety_step"].values
+    monkeypatch.setattr(F, "linear", zero3_linear_wrap)
+    assert np.array_equal(RowScoring(one).score(rows)["safety_step"].values, expected)
+    assert F.linear is zero3_linear_wrap
