@@ -179,7 +179,7 @@ def test_a_process_in_which_zero_3_has_been_used_scores_the_same(config, monkeyp
     import torch.nn.functional as F
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
-    rows, one = make_rows(4), dataclasses.replace(config, scorers=("safety_step",))
+    rows, one = make_rows(4, "Paint it."), dataclasses.replace(config, scorers=("safety_step",))
     expected = RowScoring(one).score(rows)["safety_step"].values
     monkeypatch.setattr(F, "linear", zero3_linear_wrap)
     assert np.array_equal(RowScoring(one).score(rows)["safety_step"].values, expected)
