@@ -32,6 +32,7 @@ STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 
 
 PAPER = REPOSITORY / "configs/studies/paper_llama2_7b.yaml"
+SURVIVAL = REPOSITORY / "configs/studies/sandbox_survival.yaml"
 GEMMA = REPOSITORY / "configs/studies/paper_gemma2.yaml"
 
 
@@ -93,6 +94,19 @@ def test_more_gpus_are_faster_and_cost_about_the_same(tmp_path):
     assert two["wall_sec"] > 3.5 * eight["wall_sec"]
     assert two["gpu_hours"] == pytest.approx(eight["gpu_hours"], rel=0.05)
     assert eight["gpu_hours"] <= eight["gpu_hours_booked"] and eight["critical_path_sec"] < eight["wall_sec"]
+
+
+def test_probes_cost_what_they_answer_and_their_judging(tmp_path):
+    """Twice the probes, twice their answers; a rule that counts refusals costs nothing, and is no server."""
+    stages = {}
+    for n_probes in (0, 7, 14):
+        study = load_study(SURVIVAL, {}, changes=f"fine_tuning.probes={n_probes},primary.outcome=change")
+        plan = make_plan(Grid(study, tmp_path), CPU)
+        stages[n_probes] = {stage["stage"]: stage["cpu_sec"] for stage in plan["stages"]}
+    for stage in ("fine_tune", "harmfulness"):
+        none, seven, fourteen = (stages[n][stage] for n in (0, 7, 14))
+        assert fourteen - seven == pytest.approx(seven - none, rel=0.05) and seven > none, stage
+    assert stages[14]["harmfulness"] < stages[14]["fine_tune"]
 
 
 def test_designs_cost_what_they_train(tmp_path):

@@ -118,6 +118,10 @@ class Costs:
             return self._generate(job, prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
         if stage == "utility":
             return self._utility(job, product, options)
+        if stage == "trajectory":
+            return self._probes(job, options)
+        if stage == "probe_refusals":  # a rule without a model
+            return self._start(None), 0.0, ""
         return self._judge(job, stage, options)
 
     def _start(self, shape: Shape | None) -> float:
@@ -169,10 +173,23 @@ class Costs:
         _, reading, _ = self._read(rows, self.shape, "")
         return start, work + reading, f"{text} and their loss"
 
+    def _probes(self, job: Job, options: dict[str, Any]) -> tuple[float, float, str]:
+        """What a training is asked along the way, by the model that it holds anyway: no start of its own."""
+        evaluation = self.grid.study.evaluation
+        prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
+        if evaluation.over_refusal_bench:
+            bench, data = evaluation.over_refusal_bench, evaluation.over_refusal_bench_data
+            prompts += bench_prompts(bench, data, evaluation.limit)
+        _, work, _ = self._generate(job, prompts, options["probe_max_new_tokens"])
+        n_probes = self.grid.study.fine_tuning.probes
+        return 0.0, n_probes * work, f"{n_probes} probes x {prompts:,.0f} answers"
+
     def _judge(self, job: Job, stage: str, options: dict[str, Any]) -> tuple[float, float, str]:
         evaluation = self.grid.study.evaluation
         prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
         answers = prompts * evaluation.samples_per_prompt
+        if stage == "probe_harmfulness":
+            answers = prompts * self.grid.study.fine_tuning.probes
         if job.gpus == "none" and stage != "harmfulness":  # a server judges: bound by it, not by this machine
             return self._start(None), answers * self.book.note("server_sec", 1.0, "s per call", "assumed"), "calls"
         longest = options.get("max_length") or evaluation.moderation_max_length
