@@ -27,6 +27,7 @@ from guardrail.study.equivalence import averaged
 from guardrail.study.grid import Cell, sizeless
 from guardrail.study.results import Results
 from guardrail.study.trajectories import Trajectory, read_trajectories
+from guardrail.training.defences import DEFENCES
 
 DIGITS = 4
 JUDGES = ("harmful", "lower_threshold", "keyword")
@@ -84,7 +85,15 @@ def _effects(
     out["depends_on_judge"] = {1, -1} <= set(signs.values())
     benign = _test(averaged(_parts(matched, "benign"), "final"), "benign_refused")
     benign.pop("benign_refused_shape", None)
-    return out | benign | _life(matched, probed) | _utility(result, matched) | _costs(results, matched)
+    life = {} if acts_at_save(results, matched) else _life(matched, probed)
+    return out | benign | life | _utility(result, matched) | _costs(results, matched)
+
+
+def acts_at_save(results: Results, matched: list[tuple[Arm, Arm]]) -> bool:
+    """Does the defence change only the weights that are saved? Then the probes are of a model without it."""
+    settings = results.grid.study.defence_settings
+    setting = settings[matched[0][0].cells[0].design.defence]
+    return setting.in_trainer and bool(DEFENCES.facts(setting.method).get("at_save"))
 
 
 def _parts(matched: list[tuple[Arm, Arm]], judge: str = "harmful") -> Parts:

@@ -127,7 +127,9 @@ def prepare_without_task(config, folder):
 def planted(tmp_path_factory):
     """`soup` halves harmfulness and lengthens life; `vaccine` does nothing; utilities and costs are planted, too."""
     folder = tmp_path_factory.mktemp("planted")
-    kept = {name: DEFENCES[name] for name in ("soup", "vaccine", "early")}
+    kept = {"soup": {"method": "freeze", "share": 0.5}} | {
+        name: DEFENCES[name] for name in ("vaccine", "early", "lora")
+    }
     config = study(folder, name="defended", defences=kept, fine_tuning=TUNING, subsets=["high", "low"])
     grid = Grid(config, folder)
     write_data(grid, folder)
@@ -156,11 +158,12 @@ def test_effects_are_what_was_planted_and_stand_beside_their_costs(planted, monk
     assert soup["n_arms"] == 4 and soup["n_seeds"] == 3 and not soup["depends_on_judge"]
     assert soup["sign_by_judge"]["harmful"] == -1 == soup["sign_by_judge"]["keyword"]
     assert soup["time_ratio"] > 1 == soup["steps_ratio"] and soup["memory_ratio"] == 1
+    assert "life_difference" not in rows["lora"]  # what is saved is not what was probed
     low, high = vaccine["final_interval"]
     assert low <= 0 <= high and vaccine["time_ratio"] == 1
     assert early["final_difference"] < -20 and 0 <= early["steps_ratio"] < 0.5
     levels = {row["defence"]: row for row in result["defences"]["levels"]}
-    assert set(levels) == {"none", "soup", "vaccine"} and levels["soup"]["on_front"]
+    assert set(levels) == {"none", "soup", "vaccine", "lora"} and levels["soup"]["on_front"]
     text = (grid.folder / "tables" / "defences.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| soup") or lines[1].startswith("| early")  # best first

@@ -11,6 +11,7 @@ whenever weights are saved (rank 0 alone). They must do the same on every rank; 
 
 The line of a defence names its ``side`` (`fine_tuning` or `alignment`), what it ``reads`` beside the rows, and its
 ``strength``, the option that is zero where nothing is to be changed: training is then as without it, bit for bit.
+``at_save``: it changes only what is saved, so that probes along the training see nothing of it.
 
     booster             lower what one harmful step would gain, while aligning
     deep_alignment      refusals that begin after the first words of a harmful answer, while aligning
@@ -52,8 +53,10 @@ DEFENCES.add("row_filter", f"{HERE}.row_filter:RowFilter", side="fine_tuning", s
 DEFENCES.add("first_tokens", f"{HERE}.first_tokens:FirstTokens", side="fine_tuning", strength="strength")
 DEFENCES.add("lisa", f"{HERE}.lisa:Lisa", side="fine_tuning", strength="safety_steps", reads="safety_rows")
 DEFENCES.add("freeze", f"{HERE}.freeze:Freeze", side="fine_tuning", strength="share")
-DEFENCES.add("model_soup", f"{HERE}.model_soup:ModelSoup", side="fine_tuning", strength="share")
-DEFENCES.add("safe_lora", f"{HERE}.safe_lora:SafeLora", side="fine_tuning", strength="n_layers", reads="base")
+DEFENCES.add("model_soup", f"{HERE}.model_soup:ModelSoup", side="fine_tuning", strength="share", at_save=True)
+DEFENCES.add(
+    "safe_lora", f"{HERE}.safe_lora:SafeLora", side="fine_tuning", strength="n_layers", reads="base", at_save=True
+)
 DEFENCES.add(
     "deep_alignment", f"{HERE}.deep_alignment:DeepAlignment", side="alignment", strength="share", reads="harmful_rows"
 )
