@@ -35,8 +35,7 @@ from guardrail.models.checkpoints import SLICE, hash_checkpoint
 from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
-from guardrail.training.defences import check_stage as check_defence_stage
-from guardrail.training.defences import make_defence
+from guardrail.training.defences import check_setup, make_defence
 from guardrail.training.observe import Observer, check_stage, undisturbed
 
 RUN_FILE = "run.json"
@@ -239,7 +238,7 @@ def train(
     ds_config = resolved_deepspeed_config(config, world_size())
     if observer is not None:
         check_stage(zero_stage(ds_config))
-    check_defence_stage(defence, config.defence, zero_stage(ds_config))
+    check_setup(defence, config.defence, zero_stage(ds_config), config.dtype)
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
     if is_main():

@@ -176,6 +176,13 @@ def finish(grid: Grid, effect: float = 0.2, skip: tuple[str, ...] = (), n_sample
     return stamp(grid)
 
 
+def jobs_of(folder: Path, trainer: str = OUR_TRAINER, **changes: Any) -> dict[str, Any]:
+    """Every job of a study with these ``changes``, whose sources are there."""
+    config = study(folder, **changes)
+    write_sources(config)
+    return make_jobs(Grid(config, folder), trainer)
+
+
 def fail(grid: Grid, job: str, reason: str = "boom") -> None:
     """As if the last attempt at ``job`` had failed: its results are gone, its failure is recorded."""
     made = fake_jobs(grid)[job]

@@ -9,22 +9,14 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
 from guardrail.study.attack_effects import worst_case
 from guardrail.study.config import as_dict
-from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid, attack_file
-from guardrail.study.training_jobs import OUR_TRAINER
 
-from .fake_study import finish, judgements, stamp, study, write_data, write_results, write_sources
+from .fake_study import finish, jobs_of, judgements, stamp, study, write_data, write_results
 
 ATTACKS = {
     "sure": {"method": "prefill", "text": "Sure, here it is:"},
     "play": {"method": "jailbreak"},
 }
-
-
-def jobs_of(folder, **changes):
-    config = study(folder, **changes)
-    write_sources(config)
-    return make_jobs(Grid(config, folder), OUR_TRAINER)
 
 
 def test_every_checkpoint_is_attacked_and_nothing_else_changes(tmp_path):

@@ -7,16 +7,25 @@ import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
-from guardrail.study import write
 from guardrail.study.dag import make_jobs
 from guardrail.study.defence_effects import dominates, last_probe_within, mark_front
-from guardrail.study.defence_jobs import SAFE_TEMPLATE
+from guardrail.study.defence_jobs import SAFE_TEMPLATE, prepare_defence
 from guardrail.study.defence_settings import read_setting
 from guardrail.study.grid import Grid
-from guardrail.study.report.defences import pareto_figure
+from guardrail.study.jobs import JobMaker
 from guardrail.study.training_jobs import OUR_TRAINER
 
-from .fake_study import finish, stamp, study, write_checkpoint, write_data, write_probes, write_results, write_sources
+from .fake_study import (
+    finish,
+    jobs_of,
+    stamp,
+    study,
+    write_checkpoint,
+    write_data,
+    write_probes,
+    write_results,
+    write_sources,
+)
 
 SUBSETS = ("high", "low")
 DEFENCES = {
@@ -29,12 +38,6 @@ DEFENCES = {
     "early": {"method": "early_stopping"},
 }
 TUNING = {"epochs": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "probes": 7}
-
-
-def jobs_of(folder, **changes):
-    config = study(folder, **changes)
-    write_sources(config)
-    return make_jobs(Grid(config, folder), OUR_TRAINER)
 
 
 def test_arms_without_defence_keep_names_commands_and_keys(tmp_path):
@@ -110,17 +113,10 @@ def test_refusals_that_need_the_study(tmp_path):
     write_sources(config)
     with pytest.raises(UserError, match="defences are of this project's trainer"):
         make_jobs(Grid(config, tmp_path), "align_anything.trainers.text_to_text.sft")
+    rows = {"method": "lisa", "rows": "high", "unequal_budget": True}
+    maker = JobMaker(Grid(study(tmp_path, defences={"deep": rows}), tmp_path), OUR_TRAINER, 1, False)
     with pytest.raises(UserError, match="this alignment has none"):
-        rows = {"method": "lisa", "rows": "high", "unequal_budget": True}
-        study_with = study(tmp_path, subsets=["random"], defences={"deep": rows})
-        make_jobs(Grid(study_with, tmp_path), OUR_TRAINER) and prepare_without_task(study_with, tmp_path)
-
-
-def prepare_without_task(config, folder):
-    from guardrail.study.defence_jobs import prepare_defence
-    from guardrail.study.jobs import JobMaker
-
-    prepare_defence(JobMaker(Grid(config, folder), OUR_TRAINER, 1, False), "deep", None, 20, "m/base")
+        prepare_defence(maker, "deep", None, 20, "m/base")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +209,3 @@ def test_early_stopping_does_not_flatter_itself():
         )
         gains.append(stopped_early([arm], setting)["final_difference"])
     assert abs(np.mean(gains)) < 3 * np.std(gains) / len(gains) ** 0.5
-
-
-def test_the_module_that_writes_knows_the_block():
-    assert write.VERSION and pareto_figure.__doc__

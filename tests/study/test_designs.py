@@ -11,21 +11,14 @@ from toys import REPOSITORY
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.study.config import load_study
-from guardrail.study.dag import make_jobs
 from guardrail.study.designs import adapter_parameters, alignment_rows, n_adapters, training_operations
 from guardrail.study.grid import Grid
 from guardrail.study.training_jobs import OUR_TRAINER
 
-from .fake_study import finished_study, study, write_results, write_sources
+from .fake_study import finished_study, jobs_of, study, write_results
 
 MARGINS = {"harmfulness_points": 10, "utility_points": 3}
 ALL = ["mixed", "continued", "adapter", "adapter+lora", "mixed+lora"]
-
-
-def jobs_of(folder, trainer=OUR_TRAINER, **changes):
-    config = study(folder, **changes)
-    write_sources(config)
-    return make_jobs(Grid(config, folder), trainer)
 
 
 def test_mixed_keeps_names_and_keys_beside_other_designs(tmp_path):

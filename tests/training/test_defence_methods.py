@@ -15,7 +15,7 @@ from guardrail.core.errors import UserError
 from guardrail.core.files import write_jsonl
 from guardrail.data.rows import normalise_rows
 from guardrail.training.data import tokenise
-from guardrail.training.defences import DEFENCES, NoDefence, check_stage, make_defence
+from guardrail.training.defences import DEFENCES, NoDefence, check_setup, make_defence
 
 REFUSAL = "I cannot help with that."
 METHODS = [name for name in DEFENCES if name != "none"]
@@ -99,11 +99,13 @@ def test_a_method_that_is_on_changes_training(name, golden_model, encode, data, 
 
 
 def test_a_stage_under_which_a_method_cannot_work_is_refused():
-    check_stage(make_defence("freeze"), "freeze", 3)
+    check_setup(make_defence("freeze"), "freeze", 3, "bfloat16")
     with pytest.raises(UserError, match=r"not ZeRO 3; use ds_z0_config\.json or ds_z2_config\.json"):
-        check_stage(make_defence("vaccine"), "vaccine", 3)
+        check_setup(make_defence("vaccine"), "vaccine", 3, "float32")
     with pytest.raises(UserError, match=r"use ds_z0_config\.json$"):
-        check_stage(make_defence("booster", ("source=x",)), "booster", 2)
+        check_setup(make_defence("booster", ("source=x",)), "booster", 2, "float32")
+    with pytest.raises(UserError, match="trains in float32, not bfloat16"):
+        check_setup(make_defence("booster", ("source=x",)), "booster", 0, "bfloat16")
 
 
 def test_safety_rows_take_the_place_of_rows_or_are_added(rows, further):
@@ -126,6 +128,13 @@ def test_safety_rows_take_the_place_of_rows_or_are_added(rows, further):
     ):
         with pytest.raises(UserError, match=message):
             make_defence("safety_rows", options).rows(rows)
+
+
+def test_every_file_of_a_split_is_in_the_key(tmp_path):
+    for number in range(2):
+        write_jsonl(tmp_path / f"data/train-0000{number}-of-00002.jsonl", [{"prompt": "a", "response": str(number)}])
+    defence = make_defence("safety_rows", (f"source={tmp_path}",))
+    assert list(defence.files()) == ["source", "source1"] and len(defence.read()) == 2
 
 
 def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tmp_path):

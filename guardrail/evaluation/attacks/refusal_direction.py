@@ -37,7 +37,7 @@ class RefusalDirection(Attack):
 
     name: ClassVar[str] = "refusal_direction"
 
-    harmful: str = option("", "requests that are refused: FILE, or FOLDER#SPLIT", decides=False)
+    harmful: str = option("", "requests that are refused: PATH or PATH::SPLIT", decides=False)
     harmless: str = option("", "requests that are answered, in the same form", decides=False)
     layer: float = option(0.6, "depth of the block, as a share of all blocks")
     n_requests: int = option(128, "at most so many of each", parse=positive_int)
@@ -51,10 +51,10 @@ class RefusalDirection(Attack):
         """The conversations of ``harmful`` or ``harmless`` up to the request."""
         place = getattr(self, kind)
         if not place:
-            raise UserError(f"attack refusal_direction needs {kind}=FILE (or FOLDER#SPLIT) with requests")
-        source, _, split = place.partition("#")
+            raise UserError(f"attack refusal_direction needs {kind}=PATH (or PATH::SPLIT) with requests")
+        source, _, split = place.partition("::")
         if not Path(source).exists() or (split and split not in list_splits(source)):
-            raise UserError(f"{place} is not there; {kind}= is a file of requests, or FOLDER#SPLIT")
+            raise UserError(f"{place} is not there; {kind}= is PATH or PATH::SPLIT of requests")
         rows = load_rows(source, split=split or None, limit=self.n_requests)
         return [[message for message in row["messages"] if message["role"] == "user"][:1] for row in rows]
 

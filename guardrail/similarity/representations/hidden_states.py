@@ -14,6 +14,7 @@ import torch
 
 from guardrail.core.batches import MAX_PADDING
 from guardrail.core.errors import UserError
+from guardrail.models.blocks import find_blocks
 from guardrail.models.last_block import feed_forward_at
 from guardrail.models.loading import load_backbone
 from guardrail.models.memory import Budget
@@ -30,12 +31,7 @@ class _Enough(Exception):
     """Raised by the hook of the last layer that is needed: the blocks behind it are not computed."""
 
 
-def find_blocks(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
-    """The list of transformer blocks, whatever the family calls it."""
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
-    if not lists:
-        raise UserError(f"cannot find the {n_layers} transformer blocks of {type(model).__name__}; use --layer -1")
-    return lists[0]
+NO_LAYER = "use --layer -1"
 
 
 class Forward:
@@ -63,7 +59,7 @@ class Forward:
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
         self._out: dict[str, torch.Tensor] = {}
         self._inner = inner
-        self._blocks = list(find_blocks(model, n_layers)) if inner else []
+        self._blocks = list(find_blocks(model, n_layers, NO_LAYER)) if inner else []
         self._last_block = self._find_last_block()
 
     def _find_last_block(self) -> torch.nn.Module | None:
@@ -73,7 +69,7 @@ class Forward:
         if self.options.architecture != "causal" or means or last < 0:
             return None
         try:
-            return (self._blocks or find_blocks(self.model, self.n_layers))[last]
+            return (self._blocks or find_blocks(self.model, self.n_layers, NO_LAYER))[last]
         except UserError:
             return None
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guardrail.similarity.representations.hidden_states import find_blocks
+from guardrail.models.blocks import find_blocks
 from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.tokens import TokenBatch, row_losses
 

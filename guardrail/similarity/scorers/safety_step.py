@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from guardrail.core.errors import UserError
-from guardrail.similarity.representations.hidden_states import find_blocks
+from guardrail.models.blocks import find_blocks
 from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores
 from guardrail.similarity.scorers.tokens import TokenBatch, row_losses

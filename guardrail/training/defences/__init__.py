@@ -69,11 +69,12 @@ class Defence:
     """The interface; as it stands it changes nothing.
 
     ``resumable``: nothing that ``begin`` or a step keeps would be lost when a killed run goes on.
-    ``largest_stage``: the highest ZeRO stage under which it works.
+    ``largest_stage``: the highest ZeRO stage under which it works; ``needs_float32``: not with 16-bit weights.
     """
 
     resumable: ClassVar[bool] = False
     largest_stage: ClassVar[int] = 3
+    needs_float32: ClassVar[bool] = False
 
     def files(self) -> dict[str, Path]:
         """What it reads besides the rows, by option: the contents are part of the training's key."""
@@ -134,8 +135,10 @@ def make_defence(name: str, options: Sequence[str] = ()) -> Defence:
     return NoDefence() if strength is not None and not getattr(defence, strength) else defence
 
 
-def check_stage(defence: Defence, name: str, stage: int) -> None:
-    """Raises ``UserError`` where ``defence`` does not work under this ZeRO stage."""
+def check_setup(defence: Defence, name: str, stage: int, dtype: str) -> None:
+    """Raises ``UserError`` where ``defence`` does not work under this ZeRO stage, or in this dtype."""
+    if defence.needs_float32 and dtype != "float32":
+        raise UserError(f"--defence {name} trains in float32, not {dtype}; use --bf16 False --fp16 False")
     if stage > defence.largest_stage:
         files = " or ".join(f"ds_z{known}_config.json" for known in (0, 2) if known <= defence.largest_stage)
         raise UserError(f"--defence {name} needs weights and gradients in one piece, not ZeRO {stage}; use {files}")

@@ -30,6 +30,7 @@ class Booster(FurtherRows):
     """Gradients have to lie with their parameters: ZeRO 0 without 16-bit master weights."""
 
     largest_stage = 0
+    needs_float32 = True
 
     strength: float = option(5.0, "weight of the regulariser")
     step: float = option(0.1, "length of the harmful step")

@@ -41,7 +41,7 @@ class FurtherRows(Defence):
             name = self.split or (next(iter(splits)) if len(splits) == 1 else None)
             if name not in splits:
                 raise UserError(f"{path} has no split {name!r}; expected split= one of {', '.join(sorted(splits))}")
-            path = splits[name][0]
+            return {f"source{number or ''}": file for number, file in enumerate(splits[name])}
         if not path.is_file():
             raise UserError(
                 f"{self.source} is not there; source= is a file of rows or a data-set folder ({self.needs})"

@@ -38,7 +38,9 @@ class Vaccine(Defence):
         model = engine.module
         if getattr(model, "is_gradient_checkpointing", False):
             raise UserError("--defence vaccine needs the states of a step; add --gradient_checkpointing False")
-        for place, block in enumerate(decoder_blocks(model)):
+        from guardrail.models.blocks import find_blocks
+
+        for place, block in enumerate(find_blocks(model, model.config.num_hidden_layers, "use another defence")):
             block.register_forward_hook(self._hook(place))
 
     def _hook(self, place: int) -> Any:
@@ -76,13 +78,3 @@ def perturbation(gradients: tuple[torch.Tensor, ...], radius: float) -> list[tor
     norm = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
     scale = radius / norm.clamp(min=1e-12)
     return [(gradient * scale).to(gradient.dtype).detach() for gradient in gradients]
-
-
-def decoder_blocks(model: Any) -> list[Any]:
-    """The blocks of a causal language model, whatever wraps it."""
-    from torch.nn import ModuleList
-
-    lists = [module for name, module in model.named_modules() if isinstance(module, ModuleList) and len(module)]
-    if not lists:
-        raise UserError("--defence vaccine finds no list of blocks in this model; use another defence")
-    return list(lists[0])

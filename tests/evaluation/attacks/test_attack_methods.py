@@ -131,7 +131,7 @@ def test_what_the_ablation_cannot_do_is_refused(requests):
 
     from guardrail.evaluation.attacks.refusal_direction import unit, writers
 
-    with pytest.raises(UserError, match="needs harmful=FILE"):
+    with pytest.raises(UserError, match="needs harmful=PATH"):
         make_attack("refusal_direction").identity()
     with pytest.raises(UserError, match="is not there"):
         make_attack("refusal_direction", ["harmful=a.jsonl", "harmless=b.jsonl"]).identity()
