@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from guardrail.core.places import SANDBOX_MODELS
 from guardrail.core.steps import DONE, FAILED, Status
 from guardrail.data.rows import load_rows, response
 from guardrail.sandbox.controls import WORLDS
+from guardrail.study.config import Models
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
 from guardrail.study.trajectories import Trajectory
@@ -81,8 +83,13 @@ def test_trainings_get_exactly_the_options_of_their_keys(study, instrument, tmp_
 
 
 def test_what_is_done_is_not_done_again(study, instrument, tmp_path, monkeypatch):
-    grid = Grid(study, tmp_path)
-    jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
+    model = tmp_path / "model"  # whatever is there: its contents are in the keys, and nothing is done without a key
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    study = dataclasses.replace(study, models=Models(str(model), str(model), str(model)))
+    grid = Grid(study, tmp_path / "outputs")
+    jobs = make_jobs(grid, OUR_TRAINER)
     targets = [name for name in jobs if name.startswith("select.")]
     ran: list[str] = []
 
