@@ -37,7 +37,7 @@ source "$(dirname "$0")/setup.sh"
 unset MASTER_PORT # every job finds its own: jobs run side by side
 if [[ "$DEVICE" == gpu ]]; then N_GPUS="${#GPU_LIST[@]}"; else GPUS='' N_GPUS=0; fi
 if [[ -z "$JOBS" && "$DEVICE" == gpu ]]; then JOBS=$((N_GPUS + CPU_JOBS)); fi
-JOBS="${JOBS:-$(nproc)}"
+JOBS="${JOBS:-$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)}" # nproc would take threads per job for the cores
 
 CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SIZE" ]] || CHECK+=(--sizes "$SIZE")

@@ -6,6 +6,7 @@ is for), not from the option's general default. An entry that is no longer neede
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from stages import flags_of
 from toys import REPOSITORY
+
+from guardrail.study.planning.node import cores
 
 SFT = "guardrail.training.sft"
 STAGES = {  # script -> the stages that get its variables
@@ -144,3 +147,16 @@ def test_help_shows_every_variable_and_touches_nothing(path: Path, tmp_path):
         assert source.splitlines()[1].removeprefix("# ") in done.stdout
     assert not list(tmp_path.iterdir())
     assert before == {file: file.stat().st_mtime_ns for file in (REPOSITORY / "scripts").rglob("*")}
+
+
+def test_threads_of_a_job_are_not_taken_for_the_cores():
+    """coreutils' nproc prints OMP_NUM_THREADS: with one thread per job exported, a study ran one job at a time."""
+    line = next(line for line in text_of("study").splitlines() if line.startswith('JOBS="${JOBS:-$('))
+    shown = subprocess.run(
+        ["bash", "-c", f'{line}\necho "$JOBS"'],
+        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert int(shown) == cores()

@@ -59,7 +59,8 @@ SIZES = (
 def tiny(study: Study, folder: Path, size: Mapping[str, int], name: str) -> dict[str, Any]:
     """A copy of the study with few rows, as the content of a study file: one task, one selected subset, one seed.
 
-    Its rows are written to ``folder``.
+    Without its defences and attacks, each of which would be trained or evaluated twice to learn the same rates. Writes
+    its rows to ``folder``.
     """
     from guardrail.data.rows import load_rows
 
@@ -88,6 +89,8 @@ def tiny(study: Study, folder: Path, size: Mapping[str, int], name: str) -> dict
         "subsets": [subset],
         "subset_sizes": [min(size["subset"], len(load_rows(pool["source"])))],
         "seeds": [study.seeds[0]],
+        "defences": None,
+        "attacks": None,
         "evaluation": {**content["evaluation"], "limit": size["prompts"]},
         "log_type": "none",
     }

@@ -86,6 +86,15 @@ def test_a_copy_is_a_study_of_few_rows_with_the_same_settings(with_rows, tmp_pat
     assert copy.evaluation.limit == SIZES[0]["prompts"] and copy.subset_sizes == (SIZES[0]["subset"],)
 
 
+def test_a_copy_trains_each_kind_once_however_many_defences_there_are(with_rows, tmp_path):
+    defended = dataclasses.replace(
+        with_rows, defences={"frozen": {"method": "freeze", "share": 0.5}}, attacks={"sampled": {"method": "decoding"}}
+    )
+    assert len(Grid(defended, tmp_path / "whole").cells) == 2 * len(Grid(with_rows, tmp_path / "whole").cells)
+    copy = build(Study, tiny(defended, tmp_path, SIZES[0], "calibration1"), "")
+    assert len(Grid(copy, tmp_path / "copy").cells) == 1 and not copy.attacks
+
+
 def test_a_calibration_counts_for_the_same_models_settings_and_machine_only(with_rows, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert find_calibration(with_rows, HERE) is None
