@@ -5,7 +5,10 @@
 Every row is an arm with a defence minus the same arm without (same task, subset, design, seeds and prompts), averaged
 over arms: harmfulness after fine-tuning and before, mean life, refusals of harmless requests, utility; with intervals
 over seeds and prompts. Negative harmfulness and positive life are good. Beside every effect stands what it cost: time
-and memory of the training, rows and steps.
+and memory of the training, rows and steps. p-values stand as they are and after Holm over the defences of a design.
+
+``choices`` compares defences with one another that differ only in which safety rows they use: the same number of them,
+similar to the task, dissimilar, or random.
 
 Early stopping is no training of its own: the probes of the arm without defence say where the limit was passed on one
 half of the prompts, and what the other half answered at the probe before (so that choosing does not flatter).
@@ -13,6 +16,7 @@ half of the prompts, and what the other half answered at the probe before (so th
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ import numpy as np
 from guardrail.core.errors import UserError
 from guardrail.statistics.crossed import crossed_bootstrap, paired_difference
 from guardrail.statistics.survival import life_difference
+from guardrail.statistics.testing import holm
 from guardrail.study.arms import Answers, Arm, pair, read_arms, stack
 from guardrail.study.config import Design
 from guardrail.study.defence_settings import EARLY_STOPPING, NONE, DefenceSetting
@@ -35,7 +40,8 @@ Parts = list[tuple[float, dict[str, Any]]]
 
 
 def defence_effects(results: Results, result: dict[str, Any], done: set[Cell]) -> dict[str, Any] | None:
-    """``rows``: one per design and defence, arms averaged. ``levels``: where each ends, and the Pareto front."""
+    """``rows``: one per design and defence, arms averaged. ``levels``: where each ends, and the Pareto front.
+    ``choices``: first minus second of two defences that differ only in their safety rows."""
     study = results.grid.study
     if not study.defences:
         return None
@@ -44,7 +50,7 @@ def defence_effects(results: Results, result: dict[str, Any], done: set[Cell]) -
         probed = read_trajectories(results, done) if study.fine_tuning.probes else []
     except UserError:
         probed = []
-    rows, levels = [], []
+    rows, levels, choices = [], [], []
     for design in study.plain_designs:
         own = [arm for arm in arms if arm.design == design.name and arm.seeds]
         levels.append(_level(design.name, NONE, own, result))
@@ -57,9 +63,35 @@ def defence_effects(results: Results, result: dict[str, Any], done: set[Cell]) -
             other = [arm for arm in arms if arm.design == name and arm.seeds]
             rows.append({**head, **_effects(results, result, own, other, probed)})
             levels.append(_level(design.name, setting.name, other, result))
+        for first, second in choices_of_rows(list(study.defence_settings.values())):
+            names = [Design(design.alignment, design.method, one.name).name for one in (first, second)]
+            both = [[arm for arm in arms if arm.design == name and arm.seeds] for name in names]
+            head = {"design": design.name, "method": first.method, "first": first.name, "second": second.name}
+            choices.append({**head, **_effects(results, result, both[1], both[0], probed)})
     for design in study.plain_designs:
         mark_front([level for level in levels if level["design"] == design.name and "final_percent" in level])
-    return {"rows": rows, "levels": levels}
+        for block in (rows, choices):
+            correct([row for row in block if row["design"] == design.name])
+    return {"rows": rows, "levels": levels, "choices": choices}
+
+
+def choices_of_rows(settings: list[DefenceSetting]) -> list[tuple[DefenceSetting, DefenceSetting]]:
+    """Pairs of settings, in their order, that differ in nothing but the safety rows that they use."""
+
+    def rest(one: DefenceSetting) -> tuple[Any, ...]:
+        options = tuple(sorted(option for option in one.options if not option.startswith("choose=")))
+        return one.method, options, one.unequal_budget
+
+    reading = [one for one in settings if one.rows is not None or one.source is not None]
+    return [pair for pair in itertools.combinations(reading, 2) if rest(pair[0]) == rest(pair[1])]
+
+
+def correct(rows: list[dict[str, Any]]) -> None:
+    """Set ``final_p_value_holm`` and ``life_p_value_holm``: over the rows of one question (Holm 1979)."""
+    for name in ("final", "life"):
+        tested = [row for row in rows if f"{name}_p_value" in row]
+        for row, corrected in zip(tested, holm([row[f"{name}_p_value"] for row in tested]), strict=True):
+            row[f"{name}_p_value_holm"] = corrected
 
 
 def _matched(own: list[Arm], other: list[Arm]) -> list[tuple[Arm, Arm]]:

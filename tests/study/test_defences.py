@@ -8,11 +8,12 @@ import pytest
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
 from guardrail.study.dag import make_jobs
-from guardrail.study.defence_effects import dominates, last_probe_within, mark_front
+from guardrail.study.defence_effects import choices_of_rows, dominates, last_probe_within, mark_front
 from guardrail.study.defence_jobs import SAFE_TEMPLATE, prepare_defence
 from guardrail.study.defence_settings import read_setting
 from guardrail.study.grid import Grid
 from guardrail.study.jobs import JobMaker
+from guardrail.study.report.defences import with_defences
 from guardrail.study.training_jobs import OUR_TRAINER
 
 from .fake_study import (
@@ -124,7 +125,7 @@ def planted(tmp_path_factory):
     """`soup` halves harmfulness and lengthens life; `vaccine` does nothing; utilities and costs are planted, too."""
     folder = tmp_path_factory.mktemp("planted")
     kept = {"soup": {"method": "freeze", "share": 0.5}} | {
-        name: DEFENCES[name] for name in ("vaccine", "early", "lora")
+        name: DEFENCES[name] for name in ("vaccine", "early", "lora", "rows", "any")
     }
     config = study(folder, name="defended", defences=kept, fine_tuning=TUNING, subsets=["high", "low"])
     grid = Grid(config, folder)
@@ -132,8 +133,9 @@ def planted(tmp_path_factory):
     finish(grid)
     for number, cell in enumerate(grid.cells):
         place, soup = grid.cell_folder(cell), cell.design.defence == "soup"
-        write_checkpoint(place, 0.3 if soup else 0.7, [cell.task], 1000 + number % 12)
-        write_probes(place, 20.0 if soup else 4.0, 2000 + number % 12)
+        rate, life = {"soup": (0.3, 20.0), "rows": (0.4, 12.0)}.get(cell.design.defence, (0.7, 4.0))
+        write_checkpoint(place, rate, [cell.task], 1000 + number % 12)
+        write_probes(place, life, 2000 + number % 12)
         time = 3.0 if soup else 2.0
         record = {"training_sec": time, "peak_memory_bytes": 100, "n": 40, "n_steps": 10}
         write_json(place / "run.json", {"summary": {}, "run": record})
@@ -159,12 +161,24 @@ def test_effects_are_what_was_planted_and_stand_beside_their_costs(planted, monk
     assert low <= 0 <= high and vaccine["time_ratio"] == 1
     assert early["final_difference"] < -20 and 0 <= early["steps_ratio"] < 0.5
     levels = {row["defence"]: row for row in result["defences"]["levels"]}
-    assert set(levels) == {"none", "soup", "vaccine", "lora"} and levels["soup"]["on_front"]
+    assert set(levels) == {"none", "soup", "vaccine", "lora", "rows", "any"} and levels["soup"]["on_front"]
+    (choice,) = result["defences"]["choices"]  # which safety rows: the one pair that differs in nothing else
+    assert (choice["first"], choice["second"]) == ("rows", "any") and choice["final_p_value_holm"] < 0.05
+    assert choice["final_difference"] == pytest.approx(
+        rows["rows"]["final_difference"] - rows["any"]["final_difference"], abs=0.01
+    )
+    assert choice["life_difference"] > 5 and (grid.folder / "tables" / "defence_choices.md").is_file()
+    for row in rows.values():
+        assert row["final_p_value_holm"] >= row["final_p_value"]
+    assert result["headline"]["verdict"] != "defences"  # high and low are compared first
     text = (grid.folder / "tables" / "defences.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| soup") or lines[1].startswith("| early")  # best first
     page = (grid.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="defences"' in page and (grid.folder / "figures" / "defences.png").is_file()
+    assert 'id="figure-survival_defences"' in page
+    curves = with_defences(result["survival"]["arms"], result["defences"]["rows"], "mixed")
+    assert {arm["defence"] for arm in curves} == {"none", "soup", "vaccine", "rows", "any"}  # not what is only saved
     assert all(row["design"] == "mixed" for row in result["defences"]["rows"])
 
 
@@ -187,6 +201,27 @@ def test_the_front_holds_what_nothing_else_dominates():
         front = [level for level in levels if level["on_front"]]
         assert front and not any(dominates(a, b) for a in front for b in front)
         assert all(any(dominates(a, b) for a in front) for b in levels if not b["on_front"])
+
+
+def test_only_defences_that_differ_in_their_rows_alone_are_a_choice_of_rows():
+    raw = {
+        "high3": {"method": "safety_rows", "share": 0.03, "rows": "high"},
+        "low3": {"method": "safety_rows", "share": 0.03, "rows": "low"},
+        "low10": {"method": "safety_rows", "share": 0.1, "rows": "low"},
+        "pool3": {"method": "safety_rows", "share": 0.03},
+        "lisa": {"method": "lisa"},
+        "soup": {"method": "model_soup"},
+        "half": {"method": "model_soup", "share": 0.5},
+    }
+    settings = [
+        read_setting(name, one | ({} if one["method"] == "model_soup" else {"unequal_budget": True}), SUBSETS)
+        for name, one in raw.items()
+    ]
+    assert [(first.name, second.name) for first, second in choices_of_rows(settings)] == [
+        ("high3", "low3"),
+        ("high3", "pool3"),
+        ("low3", "pool3"),
+    ]
 
 
 def test_early_stopping_stops_before_the_limit_is_passed():

@@ -218,8 +218,28 @@ def test_each_rule_gives_its_verdict_its_words_and_its_uncertainty(name):
 
 def test_every_verdict_has_a_row_in_the_documentation():
     text = (REPOSITORY / "docs" / "headlines.md").read_text(encoding="utf-8")
-    for verdict in {case[1] for case in CASES.values()} | {"not_comparable"}:
+    for verdict in {case[1] for case in CASES.values()} | {"not_comparable", "defences"}:
         assert f"`{verdict}`" in text
+
+
+def test_a_study_of_defences_says_how_many_help():
+    """Two of four after Holm; one of them harms, one is left out because it ends before the task is learnt."""
+    row = {"final_p_value_holm": 0.01, "n_seeds": 5, "initial_difference": 0.0, "final_interval": [-30.0, -10.0]}
+    rows = [
+        {**row, "defence": "soup_30", "final_difference": -20.0},
+        {**row, "defence": "harms", "final_difference": 20.0},
+        {**row, "defence": "weak", "final_difference": -2.0, "final_p_value_holm": 0.4},
+        {key: value for key, value in row.items() if key != "initial_difference"} | {"defence": "early"},
+    ]
+    result = made() | {"defences": {"rows": rows}}
+    assert headline(result).verdict != "defences"  # high and low arms are there, and come first
+    result["statistics"] = {"overall": []}
+    found = headline(result)
+    assert found.verdict == "defences" and "1 of 3 defences lower harmfulness" in found.sentence
+    assert "soup 30 (20.0 points, 95% interval -30.0 to -10.0)" in found.sentence and "weak" not in found.sentence
+    for one in rows:
+        one["n_seeds"] = 1
+    assert "one seed: nothing is said" in headline(result).sentence
 
 
 def test_a_task_or_a_size_that_is_left_out_or_disagrees_prevents_the_claim():

@@ -218,6 +218,8 @@ COLUMNS = {  # key of a table's column -> its definition
     "duplicate_rows": "subsets",
     "final_difference": "defence",
     "final_p_value": "p",
+    "final_p_value_holm": "corrected",
+    "life_p_value_holm": "corrected",
     "life_difference": "life",
     "initial_difference": "defence",
     "benign_refused_difference": "refusals",
@@ -250,6 +252,7 @@ COLUMNS = {  # key of a table's column -> its definition
 }
 FIGURES = {  # name of a figure -> its definitions
     "survival": ("standing", "half-life", "interval"),
+    "survival_defences": ("standing", "half-life", "defence"),
     "harmfulness": ("harmfulness", "interval"),
     "similarity_durability": ("subsets", "change"),
     "doses": ("dose", "interval"),

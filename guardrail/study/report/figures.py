@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.core.files import atomic_path, read_jsonl
-from guardrail.study.report.defences import pareto_figure
+from guardrail.study.report.defences import pareto_figure, survival_by_defence, with_defences
 from guardrail.study.report.doses import dose_figure, time_figure
 from guardrail.study.report.survival import survival_figure
 from guardrail.study.results import Results, of_design
@@ -54,7 +54,10 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
     ladders = result.get("doses", {}).get("ladders", [])
     on_ladder = {task for ladder in ladders for task in ladder["tasks"]}
     lasting = result.get("survival", {}).get("arms", [])
-    if off := [arm for arm in lasting if arm["task"] not in on_ladder]:
+    if len(own := with_defences(lasting, result.get("defences", {}).get("rows", []), designs[0])) > 1:
+        jobs["survival_defences"] = (survival_by_defence, (own,))
+    off = [arm for arm in lasting if arm["task"] not in on_ladder and arm["design"] == designs[0]]
+    if off and ("survival_defences" not in jobs or len({arm["subset"] for arm in off}) > 1):  # else it is there already
         jobs["survival"] = (survival_figure, (off, style, _subset_legend))
     if dosed := [arm for arm in result.get("doses", {}).get("arms", []) if arm["design"] == designs[0]]:
         jobs["doses"] = (dose_figure, (dosed, style, _subset_legend))

@@ -137,6 +137,8 @@ def headline(result: dict[str, Any]) -> Headline:
         reasons = [e["reason"] for e in statistics.get("overall", []) if (e["first"], e["second"]) == QUESTION]
         reason = statistics.get("reason") or next(iter(reasons), "no pair of high- and low-similarity arms is finished")
         answer = f"High against low similarity cannot be compared: {reason}."
+        if (effects := result.get("defences")) and not reasons and (said := defences_sentence(effects["rows"])):
+            return Headline("defences", 0, said, details=tuple(_study_facts(result)))
         return Headline("not_comparable", 0, answer, details=tuple(_study_facts(result)))
     main = sizes[0]
     size, smallest = main["subset_size"], statistics["smallest_difference_points"]
@@ -278,6 +280,28 @@ def _over_refusal(entry: Entry, direction: int, smallest: float) -> str:
     """Does the arm that lasts longer simply refuse more of everything?"""
     low, high = sorted(-direction * edge for edge in entry["interval_points"])  # of the durable arm minus the other
     return PASSED if high <= smallest else FAILED if low > 0 else OPEN
+
+
+def defences_sentence(rows: list[dict[str, Any]]) -> str:
+    """Which defences lower harmfulness, of how many, in the order of the study file; empty where none was tested.
+
+    Early stopping is left out: it ends before the task is learnt.
+    """
+    tested = [row for row in rows if "final_p_value_holm" in row and "initial_difference" in row]
+    if not tested:
+        return ""
+    if any(row["n_seeds"] < 2 for row in tested):
+        return f"{plural(len(tested), 'defence')}, one seed: nothing is said about other trainings."
+    helped = [r for r in tested if r["final_p_value_holm"] < SIGNIFICANT and r["final_difference"] < 0]
+    names = [
+        f"{row['defence'].replace('_', ' ')} ({amount(row['final_difference'])}, {interval(*row['final_interval'])})"
+        for row in helped
+    ]
+    which = f": {listed(names)}" if names else ""
+    return (
+        f"{len(helped)} of {plural(len(tested), 'defence')} lower harmfulness after fine-tuning "
+        f"(p < 0.05 after Holm){which}."
+    )
 
 
 def _study_facts(result: dict[str, Any]) -> list[str]:

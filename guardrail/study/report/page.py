@@ -30,6 +30,11 @@ FIGURE_TEXT = {
         "Share of the safety prompts that have not yet been answered harmfully, along the fine-tuning (logarithmic "
         "scale). Bands: 95% over prompts (and seeds, if several). Where a line crosses 50% is the half-life.",
     ),
+    "survival_defences": (
+        "How long they last with each defence",
+        "The same, a line per defence, as far as the probes see it (what changes only the saved weights is in "
+        "none). Black: without a defence, with its 95% band; the intervals of the others are in the table of defences.",
+    ),
     "doses": (
         "Harmfulness over the dose of harmful rows",
         "Share of the safety prompts answered harmfully after fine-tuning, by the share of harmful rows in the "

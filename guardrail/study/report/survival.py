@@ -119,13 +119,18 @@ def survival_figure(plt: Any, arms: list[dict[str, Any]], style: Any, legend: An
             low, high = zip(*(point["interval_percent"] for point in arm["curve"]), strict=True)
             axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             axis.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=4, linewidth=1.3)
-        axis.axhline(50, color="0.8", linewidth=0.8, zorder=0)
-        axis.set_xscale("symlog", linthresh=1)
-        ticks = [0, *(t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000) if t <= x[-1])]
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-        axis.set(xlim=(0, x[-1] * 1.05), ylim=(-2, 102), xlabel="optimizer steps of fine-tuning")
+        steps_axis(axis, x[-1])
         axis.set_title(plain(task), fontsize=9, fontweight="bold")
     axes[0][0].set_ylabel("prompts not yet answered harmfully (%)\n95% band")
     legend(plt, figure, subsets)
     return figure
+
+
+def steps_axis(axis: Any, last: int) -> None:
+    """Optimizer steps from 0 to ``last`` on a logarithmic scale, shares in percent, a line at one half."""
+    axis.axhline(50, color="0.8", linewidth=0.8, zorder=0)
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = [0, *(t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000) if t <= last)]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set(xlim=(0, last * 1.05), ylim=(-2, 102), xlabel="optimizer steps of fine-tuning")
