@@ -236,7 +236,7 @@ def test_a_study_of_defences_says_how_many_help():
     result["statistics"] = {"overall": []}
     found = headline(result)
     assert found.verdict == "defences" and "1 of 3 defences lower harmfulness" in found.sentence
-    assert "soup 30 (20.0 points, 95% interval -30.0 to -10.0)" in found.sentence and "weak" not in found.sentence
+    assert "soup 30 (-20.0 points, 95% interval -30.0 to -10.0)" in found.sentence and "weak" not in found.sentence
     for one in rows:
         one["n_seeds"] = 1
     assert "one seed: nothing is said" in headline(result).sentence

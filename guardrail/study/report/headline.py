@@ -294,7 +294,7 @@ def defences_sentence(rows: list[dict[str, Any]]) -> str:
         return f"{plural(len(tested), 'defence')}, one seed: nothing is said about other trainings."
     helped = [r for r in tested if r["final_p_value_holm"] < SIGNIFICANT and r["final_difference"] < 0]
     names = [
-        f"{row['defence'].replace('_', ' ')} ({amount(row['final_difference'])}, {interval(*row['final_interval'])})"
+        f"{row['defence'].replace('_', ' ')} ({row['final_difference']:+.1f} points, {interval(*row['final_interval'])})"
         for row in helped
     ]
     which = f": {listed(names)}" if names else ""
