@@ -29,6 +29,7 @@ from guardrail.core.cli import Parser, log, positive_int, run
 from guardrail.core.errors import UserError
 from guardrail.core.files import write_json
 from guardrail.core.options import add_options, option, read_options
+from guardrail.models.memory import free_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -107,12 +108,6 @@ def gpu_bytes() -> int | None:
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.split()
     return int(lines[0]) * 2**20 if done.returncode == 0 and lines and lines[0].isdigit() else None
-
-
-def free_bytes() -> int:
-    """Memory that processes can still have on this machine (Linux: caches count as free)."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def reason_not_to_run(config: BenchConfig, found: Estimate, device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from guardrail.bench.shapes import Shape
+from guardrail.bench.shapes import DTYPE_BYTES, Shape
 
 
 def norm_saved(shape: Shape, n: int, b: int, trained: bool) -> int:
@@ -103,3 +103,23 @@ def logits_saved(shape: Shape, n_labelled: int, b: int) -> int:
 def logits_peak(shape: Shape, n_labelled: int, b: int) -> int:
     """The most that logits take: log-probabilities, their gradient and the logits' gradient, all in float32."""
     return n_labelled * shape.vocabulary * (12 + (b if shape.logit_softcap else 0))
+
+
+def pass_bytes(shape: Shape, n_rows: int, row_tokens: int, b: int, attention: str, share: int = 1) -> int:
+    """One forward pass without gradients on one of ``share`` GPUs that hold the model together."""
+    inside = block_transient(shape, n_rows, row_tokens, b, attention) // share
+    # the embeddings' output, the block's input and its running sum stay beside what a block makes
+    return inside + 3 * b * n_rows * row_tokens * shape.hidden + mask_bytes(shape, n_rows, row_tokens, b, attention)
+
+
+def answer_parts(
+    shape: Shape, n_rows: int, prompt_tokens: int, new_tokens: int, dtype: str, attention: str, share: int = 1
+) -> dict[str, int]:
+    """What a batch of answers takes besides the weights: a pass over the prompts, the cache, the picking of tokens."""
+    b = DTYPE_BYTES[dtype]
+    return {
+        "activations": pass_bytes(shape, n_rows, prompt_tokens, b, attention, share),
+        "kv_cache": shape.kv_bytes(n_rows, prompt_tokens + new_tokens, dtype) // share,
+        # logits in the model's dtype, in float32 and in float64 for the sampling
+        "logits": n_rows * shape.vocabulary * (b + 4 + 8),
+    }

@@ -105,23 +105,19 @@ def _inference(shape: Shape, stage: str, settings: Settings) -> Estimate:
     head = {"extract": "none", "moderate": "labels", "generate": "lm"}[stage]
     n = shape.n_parameters(head)
     share = settings.n_gpus if stage == "generate" else 1  # tensor parallel; other stages copy the model
-    parts = {"weights": b * n // share}
-    pass_bytes = activations.block_transient(shape, rows, tokens, b, settings.attention)
-    # the embeddings' output, the block's input and its running sum stay beside what a block makes
-    parts["activations"] = pass_bytes // share + 3 * b * rows * tokens * shape.hidden
-    parts["activations"] += activations.mask_bytes(shape, rows, tokens, b, settings.attention)
-    causal = settings.attention != "eager"
+    weights, causal = b * n // share, settings.attention != "eager"
     if stage == "generate":
-        parts["kv_cache"] = shape.kv_bytes(rows, tokens + settings.new_tokens, settings.dtype) // share
-        # logits in the model's dtype, in float32 and in float64 for the sampling
-        parts["logits"] = rows * shape.vocabulary * (b + 4 + 8)
-        flops = generation_flops(shape, rows, tokens, settings.new_tokens, causal_kernel=causal)
+        new = settings.new_tokens
+        parts = activations.answer_parts(shape, rows, tokens, new, settings.dtype, settings.attention, share)
+        parts = {"weights": weights, **parts}
+        flops = generation_flops(shape, rows, tokens, new, causal_kernel=causal)
         flops = Flops(flops.model // share, flops.hardware // share)
         phases = {
-            "prompt": parts["weights"] + parts["activations"] + parts["kv_cache"],
-            "sampling": parts["weights"] + parts["kv_cache"] + parts["logits"],
+            "prompt": weights + parts["activations"] + parts["kv_cache"],
+            "sampling": weights + parts["kv_cache"] + parts["logits"],
         }
-        return Estimate(shape, stage, settings, n, 0, parts, phases, flops, rows * (tokens + settings.new_tokens))
+        return Estimate(shape, stage, settings, n, 0, parts, phases, flops, rows * (tokens + new))
+    parts = {"weights": weights, "activations": activations.pass_bytes(shape, rows, tokens, b, settings.attention)}
     flops = reading_flops(shape, rows, tokens, head=head, causal_kernel=causal)
     phases = {"pass": parts["weights"] + parts["activations"]}
     return Estimate(shape, stage, settings, n, 0, parts, phases, flops, rows * tokens)
@@ -231,6 +227,8 @@ def _changes(found: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
             "the optimizer in the host's memory (--ds_cfgs ds_z3_offload_config.json)",
             {"offload": "all", "zero_stage": 3},
         )
+    if settings.probe_rows:
+        yield "no probes (fine_tuning.probes: 0)", {"probe_rows": 0}
     tokens = settings.row_tokens // 2
     while tokens >= 512:
         yield f"rows of at most {tokens} tokens", {"row_tokens": tokens}

@@ -16,6 +16,12 @@ OFFLOADS = ("none", "optimizer", "all")
 GiB = 2**30
 BATCH_TOKENS = 16384  # with what extraction and moderation start on a GPU
 GENERATION_ROWS, GENERATION_TOKENS = 64, 32768  # a batch of `guardrail.generation.hf`
+PROBE_ROWS, PROMPT_TOKENS = 512, 100  # a batch of `guardrail.evaluation.trajectory`, and a prompt of a usual bench
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    return 0 if text == "0" else positive_int(text)
 
 
 def zero_stage(text: str) -> int:
@@ -43,6 +49,7 @@ class Settings:
     )
     row_tokens: int = option(2048, "tokens of a row (generate: of a prompt)", parse=positive_int)
     new_tokens: int = option(512, "new tokens of an answer", parse=positive_int)
+    probe_rows: int = option(0, "sft: prompts that a probe answers side by side, 512; 0: no probes", parse=count)
     labelled_fraction: float = option(1.0, "share of the tokens that have a label", parse=fraction)
     dtype: str = option("bfloat16", "weights and activations", choices=tuple(DTYPE_BYTES))
     attention: str | None = option(None, "attention; default: transformers' own choice", choices=ATTENTIONS)
@@ -56,6 +63,11 @@ class Settings:
         """Tokens of a micro-batch that get logits."""
         assert self.batch_size is not None
         return max(1, round(self.batch_size * self.row_tokens * self.labelled_fraction))
+
+    @property
+    def probe_batch(self) -> int:
+        """Prompts of ``PROMPT_TOKENS`` that a probe answers side by side: its batches have a limit in tokens, too."""
+        return min(self.probe_rows, max(1, GENERATION_TOKENS // (PROMPT_TOKENS + self.new_tokens)))
 
 
 def stage_defaults(stage: str, settings: Settings, shape: Shape) -> Settings:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guardrail.bench import activations
-from guardrail.bench.settings import Settings
+from guardrail.bench.settings import PROMPT_TOKENS, Settings
 from guardrail.bench.shapes import DTYPE_BYTES, Shape
 
 UNTOUCHED_BUCKET_NUMBERS = 500_000_000  # DeepSpeed's default, which the shipped file of ZeRO 0 leaves alone
@@ -119,6 +119,16 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
         "backward_ends": held + later + end + flowing,
         "update": held - masks + later + states.update,
     }
+    probe = 0
+    if settings.probe_rows:
+        spread = settings.zero_stage == 3 and (settings.n_gpus > 1 or settings.offload == "all")
+        probe = b * (n_frozen + n_trained) if spread else 0
+        answer = activations.answer_parts(
+            shape, settings.probe_batch, PROMPT_TOKENS, settings.new_tokens, settings.dtype, settings.attention
+        )
+        probe += answer["kv_cache"] + max(answer["activations"], answer["logits"])
+        held = states.weights + states.optimizer + (states.gradients if states.gradients_stay else 0)
+        phases["probe"] = held + (states.buffers if settings.zero_stage == 3 else 0) + probe
     parts = {
         "weights": states.weights,
         "optimizer": states.optimizer,
@@ -126,5 +136,6 @@ def training_memory(shape: Shape, settings: Settings) -> TrainingMemory:
         "activations": saved + one_block + flowing + masks,
         "logits": logits,
         "buffers": states.buffers + states.gathered,
+        **({"probe": probe} if probe else {}),
     }
     return TrainingMemory(n_frozen, n_trained, parts, phases)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from guardrail.bench.build import build
-from guardrail.bench.settings import Settings
+from guardrail.bench.settings import PROMPT_TOKENS, Settings
 from guardrail.bench.shapes import Shape
 
 FIRST_ID = 3  # below are the special tokens of `guardrail.bench.build.configuration`
@@ -59,12 +59,14 @@ def deepspeed_settings(settings: Settings) -> dict[str, Any]:
 
 
 def sft(shape: Shape, settings: Settings, device: torch.device) -> Workload:
-    """Optimizer steps of `guardrail.training` on DeepSpeed."""
+    """Optimizer steps of `guardrail.training` on DeepSpeed, each with a probe behind it where there are probes."""
     from guardrail.core.ranks import world_size
     from guardrail.training import engine as engines
     from guardrail.training.config import SFTConfig
     from guardrail.training.data import TokenisedRows
     from guardrail.training.loop import Trainer
+    from guardrail.training.observe import undisturbed
+    from guardrail.training.whole import whole
 
     assert settings.batch_size is not None
     config = SFTConfig(
@@ -110,7 +112,15 @@ def sft(shape: Shape, settings: Settings, device: torch.device) -> Workload:
     )
     trainer = Trainer(engine, data, config, 0, lambda *_: None, lambda _step: None)
     n_tokens = settings.batch_size * settings.gradient_accumulation_steps * tokens
-    return Workload(lambda: (trainer.train(1), loaded), n_tokens, None, engine)
+
+    def step() -> Any:
+        trainer.train(1)
+        if settings.probe_rows:
+            with whole(engine), undisturbed(engine.module):
+                _answers(shape, engine.module, settings.probe_batch, PROMPT_TOKENS, settings.new_tokens, False)()
+        return loaded  # alive as long as the step is
+
+    return Workload(step, n_tokens, None, engine)
 
 
 def extract(shape: Shape, settings: Settings, device: torch.device) -> Workload:
@@ -157,30 +167,32 @@ class _NoText:
         return ""
 
 
-def generate(shape: Shape, settings: Settings, device: torch.device) -> Workload:
-    """A batch of answers of the Hugging Face backend, sampled, each ``new_tokens`` long; and rows one at a time."""
+def _answers(
+    shape: Shape, model: Any, n_rows: int, n_tokens: int, new_tokens: int, do_sample: bool
+) -> Callable[..., Any]:
+    """A function that answers random prompts in one batch, each answer ``new_tokens`` long; given a number, so many."""
     from guardrail.generation.hf import HFBackend
     from guardrail.generation.interface import Request
     from guardrail.generation.options import SamplingOptions
 
+    class Backend(HFBackend):
+        eos_ids = ()
+
+    backend = Backend(shape.name, unit_rows=n_rows, unit_tokens=n_rows * (n_tokens + new_tokens))
+    backend.use(model, _NoText())
+    backend.context_tokens = None
+    options = SamplingOptions(max_new_tokens=new_tokens, do_sample=do_sample)
+    requests = [Request(str(i), 0, ids.tolist()) for i, ids in enumerate(random_ids(shape, n_rows, n_tokens))]
+    return lambda some=None: backend.generate(requests if some is None else [requests[some]], options)
+
+
+def generate(shape: Shape, settings: Settings, device: torch.device) -> Workload:
+    """A batch of answers of the Hugging Face backend, sampled, each ``new_tokens`` long; and rows one at a time."""
     assert settings.batch_size is not None
     B, T = settings.batch_size, settings.row_tokens
-
-    class Backend(HFBackend):
-        model = build(shape, "generate", settings.dtype, device, settings.attention)
-        tokenizer = _NoText()
-        eos_ids = ()
-        context_tokens = None
-
-    backend = Backend(shape.name, settings.dtype, device, unit_rows=B, unit_tokens=B * (T + settings.new_tokens))
-    options = SamplingOptions(max_new_tokens=settings.new_tokens, do_sample=True)
-    requests = [Request(str(i), 0, ids.tolist()) for i, ids in enumerate(random_ids(shape, B, T))]
-    return Workload(
-        lambda: backend.generate(requests, options),
-        B * (T + settings.new_tokens),
-        lambda: [backend.generate([request], options) for request in requests],
-        backend.model,
-    )
+    model = build(shape, "generate", settings.dtype, device, settings.attention)
+    answers = _answers(shape, model, B, T, settings.new_tokens, True)
+    return Workload(answers, B * (T + settings.new_tokens), lambda: [answers(i) for i in range(B)], model)
 
 
 def moderate(shape: Shape, settings: Settings, device: torch.device) -> Workload:

@@ -14,8 +14,9 @@ All flags of `guardrail.training.sft`, whose weights and losses come out bit for
 In a results file of probes the row's ``id`` is ``<prompt id>@<step>``, and ``prompt_id`` and ``step`` stand beside it:
 judges read it like any other, and their judgements carry the two columns.
 
-Known limits: the model is probed in the process that trains it, so it has to be whole there (ZeRO 0 to 2); a training
-that is killed begins again, and so do its probes.
+Known limits: the model is probed in the process that trains it, so a whole copy has to fit on every GPU, under ZeRO 3
+beside that GPU's share of the training (`guardrail.training.whole`); a training that is killed begins again, and so do
+its probes.
 """
 
 from __future__ import annotations

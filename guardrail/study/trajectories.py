@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from guardrail.core.cli import log
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.statistics.crossed import components, paired_difference, seeds_needed
@@ -83,7 +84,10 @@ def read_flags(results: Results, cell: Cell, file: str, name: str) -> dict[str, 
 
 
 def read_trajectories(results: Results, finished: set[Cell]) -> list[Trajectory]:
-    """Every arm with a finished, probed cell. All arms of a task are on the prompts that all of them have."""
+    """Every arm with a finished, probed cell. All arms of a task are on the prompts that all of them have.
+
+    Left out, and said, is an arm without any guardrail to lose: it has no life.
+    """
     cells = [cell for cell in results.grid.cells if cell in finished]
     harmful = {cell: read_flags(results, cell, PROBE_SAFETY_FILE, "harmful") for cell in cells}
     out = []
@@ -106,7 +110,12 @@ def read_trajectories(results: Results, finished: set[Cell]) -> list[Trajectory]
         for place, inside in places.items():
             flags = [[[[known[c][prompt][step] for step in steps]] for prompt in prompts] for c in inside]
             seeds = tuple(cell.seed for cell in inside)
-            out.append(Trajectory(place, seeds, prompts, steps, np.array(flags), _refused(results, inside, steps)))
+            arm = Trajectory(place, seeds, prompts, steps, np.array(flags), _refused(results, inside, steps))
+            if arm.lives.at_risk.any():
+                out.append(arm)
+            else:
+                name = ", ".join(map(str, place))
+                log(f"no life of {name}: every prompt was answered harmfully before the first step")
     return out
 
 

@@ -5,6 +5,7 @@
 An observer is shown the model before the first step, after the steps that it asks for and after the last one. Weights
 and losses of the training are the same, bit for bit, with and without it: it looks in evaluation mode and without
 gradients, and random states are put back. What it sees decides nothing of the training, so it is in no key of it.
+Under ZeRO 3 the weights are gathered for it on every rank (`guardrail.training.whole`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
-
-from guardrail.core.errors import UserError
 
 
 class Observer(Protocol):
@@ -53,15 +52,6 @@ def log_steps(n_steps: int, n_probes: int) -> list[int]:
             break
         resolution += 1
     return [0, *steps.tolist()]
-
-
-def check_stage(stage: int) -> None:
-    """Refuse a training whose weights are in no rank's memory as a whole."""
-    if stage == 3:
-        raise UserError(
-            "under ZeRO 3 no rank holds the whole model, so it cannot be probed while it trains; use --ds_cfgs "
-            "ds_z2_config.json, or leave the probes out"
-        )
 
 
 @contextlib.contextmanager

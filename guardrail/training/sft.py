@@ -36,7 +36,7 @@ from guardrail.models.fetch import local_checkpoint
 from guardrail.training.config import SFTConfig, deepspeed_config, parse_config, training_key_options
 from guardrail.training.data import TokenisedRows, load_training_rows, tokenise
 from guardrail.training.defences import check_setup, make_defence
-from guardrail.training.observe import Observer, check_stage, undisturbed
+from guardrail.training.observe import Observer, undisturbed
 
 RUN_FILE = "run.json"
 LOSS_FILE = "losses.jsonl"
@@ -204,6 +204,7 @@ def train(
     )
     from guardrail.training.logs import RunLog, flops_per_token, peak_memory_bytes
     from guardrail.training.loop import Trainer, evaluation_loss
+    from guardrail.training.whole import check_room, whole
 
     started = time.perf_counter()
     lean_transformers()
@@ -236,13 +237,9 @@ def train(
 
     torch_seed(config.seed)
     ds_config = resolved_deepspeed_config(config, world_size())
-    if observer is not None:
-        check_stage(zero_stage(ds_config))
     check_setup(defence, config.defence, zero_stage(ds_config), config.dtype)
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
-    if is_main():
-        make_room(output, config.resume)
     attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
     defence.model(loaded.model)
     loaded.n_trained_parameters = n_trained(loaded.model)
@@ -251,6 +248,10 @@ def train(
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
     engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)
     start_step, trainer.losses = checkpoint.load_state(engine, config, mark) if config.resume else (0, [])
+    if observer is not None:
+        check_room(engine)
+    if is_main():
+        make_room(output, config.resume)
     if start_step:
         log(f"resuming after step {start_step} of {n_steps}")
     defence.begin(engine)
@@ -265,7 +266,7 @@ def train(
 
     def look(step: int) -> None:
         if observer is not None and step in looks:
-            with undisturbed(engine.module):
+            with whole(engine), undisturbed(engine.module):
                 observer.look(step, engine.module, tokenizer)
 
     def evaluate(step: int) -> None:

@@ -18,10 +18,11 @@ from guardrail.bench.build import build
 from guardrail.bench.estimate import estimate, fits, settings_of_training
 from guardrail.bench.measure import measured_peak
 from guardrail.bench.meter import MemoryMeter
-from guardrail.bench.settings import GiB, Settings
+from guardrail.bench.settings import PROBE_ROWS, GiB, Settings
 from guardrail.bench.shapes import DTYPE_BYTES, SHAPES
 from guardrail.bench.training import model_states
 from guardrail.core.errors import UserError
+from guardrail.evaluation.trajectory import UNIT_ROWS
 from guardrail.training.batches import Batch, summed_loss
 from guardrail.training.config import SFTConfig, deepspeed_config
 from guardrail.training.engine import prepare_model
@@ -99,6 +100,7 @@ def test_the_peak_of_reading_and_writing(stage, shape, dtype, size):
 
 
 LONG = {"dtype": "bfloat16", "batch_size": 4, "row_tokens": 128}
+SHORT = {"dtype": "bfloat16", "batch_size": 1, "row_tokens": 16}
 CASES = [  # shape, ZeRO, and changes: each part is the largest in one of them
     (LLAMA, 0, {"dtype": "float32", "gradient_checkpointing": False, "batch_size": 1, "row_tokens": 16}),
     (GEMMA2, 0, {"dtype": "bfloat16", "use_lora": True, "batch_size": 4, "row_tokens": 128}),
@@ -107,6 +109,8 @@ CASES = [  # shape, ZeRO, and changes: each part is the largest in one of them
     (LLAMA, 3, {"dtype": "float32", "batch_size": 4, "row_tokens": 128, "bucket_numbers": 200_000}),
     (GEMMA2, 3, {"dtype": "bfloat16", "batch_size": 4, "row_tokens": 128, "labelled_fraction": 0.25}),
     (LLAMA, 3, {**LONG, "use_lora": True, "gradient_checkpointing": False}),  # ZeRO 3 keeps inputs of frozen layers
+    (GEMMA2, 0, {**SHORT, "probe_rows": 64, "new_tokens": 4}),
+    (LLAMA, 3, {**SHORT, "probe_rows": 16, "new_tokens": 64}),
 ]
 
 
@@ -117,6 +121,24 @@ def test_the_peak_of_a_training_on_deepspeed(process_group, shape, zero_stage, c
     found = estimate(shape, "sft", settings_for(shape, "sft", zero_stage=zero_stage, **changes))
     peak, _ = measured_peak(found, CPU)
     assert found.peak_bytes == pytest.approx(peak, rel=0.15)
+
+
+def test_a_probe_gathers_what_zero_3_has_spread():
+    """Llama-2-7B on four GPUs: 2 bytes of 6,738,415,616 numbers on each besides, and the cache of one answer."""
+    few, none = (estimate("llama2-7b", "sft", n_gpus=4, probe_rows=rows) for rows in (1, 0))
+    assert "probe" not in {*none.parts, *none.phases}
+    answer = estimate("llama2-7b", "generate", batch_size=1, row_tokens=100, new_tokens=512)
+    assert few.parts["probe"] == 2 * 6_738_415_616 + answer.parts["kv_cache"] + answer.parts["activations"]
+    assert (
+        few.phases["probe"] - few.parts["probe"] == (2 + 12 + 2) * 6_738_415_616 // 4 + few.settings.bucket_numbers * 2
+    )
+    whole = estimate("llama2-7b", "sft", n_gpus=4, probe_rows=1, zero_stage=2)  # whole anyway
+    assert whole.parts["probe"] == few.parts["probe"] - 2 * 6_738_415_616
+    assert estimate("llama2-7b", "sft", n_gpus=4, probe_rows=1, offload="all").phases["probe"] > few.parts["probe"]
+    many = estimate("llama2-7b", "sft", n_gpus=4, probe_rows=PROBE_ROWS)
+    assert many.settings.probe_batch == 32768 // 612 and PROBE_ROWS == UNIT_ROWS
+    verdict = fits(few, 40 * GiB)
+    assert "no probes (fine_tuning.probes: 0)" in verdict.message()
 
 
 def test_the_meter_counts_what_is_alive():

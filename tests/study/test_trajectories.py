@@ -12,8 +12,9 @@ from guardrail.core.files import read_json, write_json
 from guardrail.study.config import FineTuning
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import PROBE_SAFETY_FILE, Grid
+from guardrail.study.noise import noise
 from guardrail.study.results import Results, collect
-from guardrail.study.trajectories import survival
+from guardrail.study.trajectories import read_trajectories, survival
 
 from .fake_study import PROBE_STEPS, fake_jobs, finished_study, stamp, study, write_results
 
@@ -100,6 +101,30 @@ def test_a_cell_that_is_not_done_has_no_life(probed) -> None:
     (arm,) = (a for a in found["arms"] if (a["task"], a["subset"]) == ("list", "high"))
     assert arm["seeds"] == [2, 3]
     assert stamp(grid).done(path)
+
+
+def test_an_arm_that_was_never_safe_has_no_life(probed, capsys) -> None:
+    """Every prompt harmful before the first step, in all of its seeds: it is left out, said so, and the rest stays."""
+    grid, _ = probed
+    kept = {}
+    for cell in grid.cells:
+        if (cell.task, cell.subset) == ("list", "high"):
+            path = grid.cell_folder(cell) / PROBE_SAFETY_FILE
+            kept[path] = path.read_bytes()
+            rows = read_json(path)["judgements"]
+            write_json(path, {"judgements": [{**row, "harmful": row["harmful"] or row["step"] == 0} for row in rows]})
+    try:
+        results = stamp(grid)
+        found = survival(results, set(grid.cells), [], PAIR)
+        assert noise(results, [], read_trajectories(results, set(grid.cells)))
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        stamp(grid)
+    assert found is not None
+    assert ("list", "high") not in {(arm["task"], arm["subset"]) for arm in found["arms"]}
+    assert "list" not in {row["task"] for row in found["comparisons"]} and found["comparisons"]
+    assert "no life of mixed, list, high" in capsys.readouterr().err
 
 
 def test_a_study_without_probes_says_nothing_of_survival(tmp_path) -> None:

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import REPOSITORY
 
-from guardrail.core.errors import UserError
-from guardrail.training.observe import check_stage, log_steps
+from guardrail.training.observe import log_steps
 
 
 @given(st.integers(1, 5000), st.integers(2, 40))
@@ -33,12 +32,6 @@ def test_log_steps_of_a_hundred() -> None:
     assert log_steps(3, 9) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="at least 2 probes"):
         log_steps(10, 1)
-
-
-def test_a_partitioned_model_is_refused() -> None:
-    check_stage(2)
-    with pytest.raises(UserError, match="ds_z2_config"):
-        check_stage(3)
 
 
 PAIR = """

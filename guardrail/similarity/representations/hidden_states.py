@@ -17,7 +17,7 @@ from guardrail.core.errors import UserError
 from guardrail.models.blocks import find_blocks
 from guardrail.models.last_block import feed_forward_at
 from guardrail.models.loading import load_backbone
-from guardrail.models.memory import Budget
+from guardrail.models.memory import Budget, free_bytes
 from guardrail.similarity.representations.options import ExtractionOptions, ModelFacts, view_name
 from guardrail.similarity.representations.sequences import TokenSequence
 
@@ -222,10 +222,8 @@ class HfRunner:
 
     def _grow(self) -> None:
         """Double the budget while twice the largest batch so far would fit into what is free."""
-        allocated = torch.cuda.memory_allocated()
-        batch_bytes = torch.cuda.max_memory_allocated() - allocated
-        free_bytes = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated
-        roomy = 2.2 * batch_bytes < 0.9 * free_bytes and not self.budget.halved
+        batch_bytes = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        roomy = 2.2 * batch_bytes < 0.9 * free_bytes(torch.device("cuda")) and not self.budget.halved
         if roomy and self.budget.tokens < GPU_MAX_BATCH_TOKENS:
             self.budget.tokens *= 2
         else:

@@ -19,6 +19,7 @@ import torch
 
 from guardrail.core.errors import UserError
 from guardrail.models.blocks import find_blocks
+from guardrail.models.linear import plain_linear
 from guardrail.similarity.scorers import NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores
 from guardrail.similarity.scorers.tokens import TokenBatch, row_losses
@@ -113,19 +114,6 @@ def wanting(model: Any, parameters: dict[str, torch.nn.Parameter]) -> Iterator[N
     finally:
         for one, needed in before:
             one.requires_grad_(needed)
-
-
-@contextlib.contextmanager
-def plain_linear() -> Iterator[None]:
-    """Inside, ``F.linear`` is torch's own: ZeRO 3 replaces it, for the rest of the process, by one without a
-    forward-mode derivative."""
-    import torch.nn.functional as F
-
-    before, F.linear = F.linear, torch._C._nn.linear
-    try:
-        yield
-    finally:
-        F.linear = before
 
 
 @contextlib.contextmanager

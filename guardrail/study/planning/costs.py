@@ -174,13 +174,14 @@ class Costs:
         return start, work + reading, f"{text} and their loss"
 
     def _probes(self, job: Job, options: dict[str, Any]) -> tuple[float, float, str]:
-        """What a training is asked along the way, by the model that it holds anyway: no start of its own."""
+        """What a training is asked along the way, by the model that it holds anyway: no start of its own. Its ranks
+        share the prompts."""
         evaluation = self.grid.study.evaluation
         prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
         if evaluation.over_refusal_bench:
             bench, data = evaluation.over_refusal_bench, evaluation.over_refusal_bench_data
             prompts += bench_prompts(bench, data, evaluation.limit)
-        _, work, _ = self._generate(job, prompts, options["probe_max_new_tokens"])
+        _, work, _ = self._generate(job, math.ceil(prompts / self.ranks), options["probe_max_new_tokens"])
         n_probes = self.grid.study.fine_tuning.probes
         return 0.0, n_probes * work, f"{n_probes} probes x {prompts:,.0f} answers"
 

@@ -1,7 +1,8 @@
 """Does every stage fit on the GPUs? If a usual batch does not, the plan is refused, with what would fit.
 
 Peaks are those of `guardrail.bench.estimate`. Refused is what cannot run: a batch of average length on the given GPUs.
-Where only the longest rows (mean and three standard deviations) are too much, the plan says so and goes on.
+Where only the longest rows (mean and three standard deviations) are too much, the plan says so and goes on. A probe
+that fits with one prompt runs: it halves its batches of answers until they fit, too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from guardrail.bench.estimate import Fit, estimate, fits, settings_of_training
+from guardrail.bench.settings import PROBE_ROWS, PROMPT_TOKENS
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json
 from guardrail.core.places import DEEPSPEED_FOLDER
@@ -52,13 +54,17 @@ def memory_text(entries: list[dict[str, Any]]) -> list[str]:
     if not peaks:
         return []
     lines = ["GPU memory: " + ", ".join(f"{stage} {size / 2**30:.1f} GiB" for stage, size in peaks.items())]
-    tight = {entry["stage"]: entry["longest"]["message"] for entry in entries if not entry["longest"]["fits"]}
-    return lines + [f"warning: the longest rows of {stage} may not fit: {text}" for stage, text in tight.items()]
+    tight = {entry["stage"]: entry["longest"] for entry in entries if not entry["longest"]["fits"]}
+    for stage, worst in tight.items():
+        what = "a whole batch of answers at the probes" if worst["phase"] == "probe" else "the longest rows"
+        lines.append(f"warning: {what} of {stage} may not fit: {worst['message']}")
+    return lines
 
 
 def _entry(found: Fit) -> dict[str, Any]:
     return {
         "fits": found.fits,
+        "phase": max(found.found.phases, key=found.found.phases.__getitem__),
         "needed_bytes": found.needed_bytes,
         "usable_bytes": found.usable_bytes,
         "message": found.message(),
@@ -70,6 +76,14 @@ def _tokens(rows: Volume, pad: float, limit: int) -> tuple[int, int]:
     usual = min(rows.tokens * pad, limit)
     longest = min(rows.tokens * (1 + LONGEST * rows.variation), limit)
     return max(1, round(usual)), max(1, round(longest), round(usual))
+
+
+def _probes(job: Job, rows: int) -> dict[str, int]:
+    """Settings of an estimate for the probes of a training; nothing where it has none."""
+    for product in job.products:
+        if product.key.parts["stage"] == "trajectory":
+            return {"probe_rows": rows, "new_tokens": product.key.parts["options"]["probe_max_new_tokens"]}
+    return {}
 
 
 def _needs(parts: Parts, job: Job) -> list[tuple[tuple[Any, ...], Any, Any]]:
@@ -85,7 +99,9 @@ def _needs(parts: Parts, job: Job) -> list[tuple[tuple[Any, ...], Any, Any]]:
             rows = counter.rows_of(job)
             pad = padding(options["per_device_train_batch_size"], round(rows.variation, 2))
             tokens = _tokens(rows, pad, options["model_max_length"])
-            usual, longest = (estimate(counter.shape, "sft", settings, row_tokens=n) for n in tokens)
+            few, many = _probes(job, 1), _probes(job, PROBE_ROWS)  # too large a batch of answers is halved
+            usual = estimate(counter.shape, "sft", settings, row_tokens=tokens[0], **few)
+            longest = estimate(counter.shape, "sft", settings, row_tokens=tokens[1], **many)
         elif job.stage == "representations":
             tokens = _tokens(counter.rows_of(job), 1.0, counter.shape.max_tokens)
             usual, longest = (estimate(counter.shape, "extract", dtype=study.dtype, row_tokens=n) for n in tokens)
@@ -93,7 +109,7 @@ def _needs(parts: Parts, job: Job) -> list[tuple[tuple[Any, ...], Any, Any]]:
             limit = study.evaluation.moderation_max_length
             usual = longest = estimate(counter.moderation, "moderate", row_tokens=limit)
         elif "max_new_tokens" in options:
-            new, prompt = options["max_new_tokens"], 100
+            new, prompt = options["max_new_tokens"], PROMPT_TOKENS
             usual = longest = estimate(
                 counter.shape,
                 "generate",

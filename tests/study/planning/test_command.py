@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -19,7 +20,7 @@ from guardrail.study.planning import devices
 from guardrail.study.planning.budget import control_units, propose
 from guardrail.study.planning.command import plan_command
 from guardrail.study.planning.devices import kind, recognise
-from guardrail.study.planning.memory import check_memory
+from guardrail.study.planning.memory import check_memory, memory_text
 from guardrail.study.planning.node import Node, node_of
 from guardrail.study.planning.power import ASSUMED
 from guardrail.study.schedule import dry_run
@@ -104,6 +105,33 @@ def test_memory_of_every_stage_is_in_the_plan(tmp_path):
     # weights and Adam's states of a quarter of the model, 16 bytes per parameter
     trained = next(entry for entry in entries if entry["stage"] == "align")
     assert trained["needed_bytes"] > 16 * parts.shape.n_parameters() / 4
+
+
+def test_probes_of_a_paper_study_are_in_its_plan(tmp_path):
+    """Under ZeRO 3 every GPU holds the whole model for the length of a probe; four GPUs share its prompts."""
+    found = {}
+    for probes in (0, 14):
+        study = load_study(PAPER, {"seeds": [1]}, changes=f"fine_tuning.probes={probes}")
+        assert study.fine_tuning.ds_cfgs == "ds_z3_config.json"
+        parts = plan_parts(Grid(study, tmp_path), H100)
+        found[probes] = next(entry for entry in check_memory(parts) if entry["stage"] == "fine_tune")
+        work = {name: parts.counter.count(job)[1] for name, job in parts.jobs.items() if job.stage == "fine_tune"}
+        found[probes] |= {"work": work, "book": parts.book, "N": parts.shape.n_parameters()}
+    none, some = found[0], found[14]
+    assert (none["phase"], some["phase"]) == ("update", "probe")
+    held = 16 * some["N"] // 4 + 2 * 500_000_000  # weights, optimizer, gradients; the bucket of the reduction
+    assert some["needed_bytes"] == pytest.approx(held + 2 * some["N"], rel=0.01)
+    assert some["longest"]["needed_bytes"] > some["needed_bytes"]  # a whole batch of answers
+    batches, step = math.ceil((330 + 250) / 4 / some["book"]["decode_batch_rows"]), some["book"]["decode_step_sec"]
+    for name, seconds in some["work"].items():
+        assert seconds - none["work"][name] == pytest.approx(14 * batches * 512 * step, rel=0.01)
+    for spare, fits in ((1.02, True), (0.98, False)):
+        gpu = dataclasses.replace(kind("h100"), memory_bytes=spare * some["needed_bytes"] / 0.9)
+        entries = check_memory(plan_parts(Grid(study, tmp_path), Node(gpu, 4, 6)))
+        entry = next(entry for entry in entries if entry["stage"] == "fine_tune")
+        assert entry["fits"] is fits and not entry["longest"]["fits"]
+        assert fits or "no probes (fine_tuning.probes: 0)" in entry["message"]
+        assert "a whole batch of answers at the probes of fine_tune may not fit" in "\n".join(memory_text(entries))
 
 
 def test_a_budget_buys_a_part_whose_plan_costs_what_was_said(tmp_path):
