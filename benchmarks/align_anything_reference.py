@@ -4,8 +4,8 @@
 
 Runs in an environment with requirements-align-anything.txt and the drop-in template installed. The trainer is not
 changed: its ``train_step`` is wrapped to note the loss and the time. ``--record_rows N`` keeps ids and labels of the
-first N rows of its data set (0: none). Known limit: one process; the time of a step includes the garbage collection
-and the logging that its ``train`` does between steps.
+first N rows of its data set (0: none). With ``--num_gpus 2`` the second process writes ``FILE.1``. Known limit: the
+time of a step includes the garbage collection and the logging that its ``train`` does between steps.
 """
 
 from __future__ import annotations
@@ -72,11 +72,14 @@ def main() -> None:
     sft.SupervisedTrainer.train = recorded_train
     sft.main()
     import importlib.metadata
+    import os
     import resource
 
     record["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     names = ("torch", "transformers", "deepspeed", "datasets", "tokenizers", "align-anything")
     record["versions"] = {name: importlib.metadata.version(name) for name in names}
+    if rank := int(os.environ.get("RANK", 0)):
+        out = out.with_name(f"{out.name}.{rank}")
     out.write_text(json.dumps(record), encoding="utf-8")
 
 

@@ -153,13 +153,26 @@ def load_complete(
                 dtype=wanted,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that `check_complete` can name them; transformers only counts
+                ignore_mismatched_sizes=_names_mismatches(),
                 **options,
             )
     except Exception as error:  # a broken checkpoint raises a dozen types; the reason is what the user needs
-        raise UserError(f"cannot load {name}: {type(error).__name__}: {str(error)[:300]}; {REDO}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load {name}: {type(error).__name__}: {reason}; {REDO}") from error
     check_complete(name, model, found, headless)
     return model
+
+
+def _names_mismatches() -> bool:
+    """May ``from_pretrained`` go on after tensors of another shape, so that `check_complete` can name them?
+
+    Not under ZeRO 3 with transformers 4: it takes every tensor that is spread over the ranks for one of another shape,
+    and makes it anew. There the error of the first such tensor is what the user gets.
+    """
+    import transformers
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return int(transformers.__version__.split(".")[0]) > 4 or not is_deepspeed_zero3_enabled()
 
 
 def check_loadable(name: str, trust_remote_code: bool = False) -> None:

@@ -225,7 +225,11 @@ def _convert(folder: Path, files: list[Path]) -> None:
         raise UserError(f"the trainer's weights {files[0]} hold no tensor")
     if read_object(folder / "config.json").get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # the embedding, as transformers saves it
-    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    # DeepSpeed's bfloat16 and float16 weights lie in one buffer under ZeRO 2, which safetensors takes for shared weights
+    apart = {
+        name: one if one.untyped_storage().nbytes() == one.nbytes else one.clone() for name, one in tensors.items()
+    }
+    save_torch_state_dict(apart, folder, metadata={"format": "pt"})
     for file in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", file)  # it makes them readable for the user alone
 

@@ -139,10 +139,15 @@ def make_environment(folder: Path) -> None:
     (place,) = (folder / "lib").glob("python*/site-packages")
     (place / "there_already.pth").write_text("\n".join(site.getsitepackages()))
     for script in Path(sys.executable).parent.iterdir():
-        head, _, rest = script.read_bytes().partition(b"\n") if script.is_file() else (b"", b"", b"")
-        if head.startswith(b"#!") and b"python" in head and not (folder / "bin" / script.name).exists():
-            (folder / "bin" / script.name).write_bytes(f"#!{folder}/bin/python\n".encode() + rest)
-            (folder / "bin" / script.name).chmod(0o755)
+        own = folder / "bin" / script.name
+        if not script.is_file() or own.exists():
+            continue
+        head, _, rest = script.read_bytes().partition(b"\n")
+        if head.startswith(b"#!") and b"python" in head:
+            own.write_bytes(f"#!{folder}/bin/python\n".encode() + rest)
+            own.chmod(0o755)
+        elif head.startswith(b"\x7fELF"):  # ninja, say: the system's may be another, and compile everything again
+            own.symlink_to(script)
 
 
 @long

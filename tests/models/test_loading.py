@@ -20,6 +20,7 @@ from guardrail.models.loading import (
     load_backbone,
     load_causal_lm,
     load_classifier,
+    load_complete,
     load_tokenizer,
 )
 
@@ -109,6 +110,28 @@ def test_left_over_and_misshapen_tensors_are_refused(tiny_model, tmp_path):
     for loader in (load_causal_lm, load_backbone):
         with pytest.raises(UserError, match=r"another shape: \S*norm\.weight( \[7\] instead of \[32\])?"):
             loader(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("version", "zero3", "asked"), [("4.57.3", True, False), ("4.57.3", False, True), ("5.1.0", True, True)]
+)
+def test_transformers_4_does_not_make_spread_tensors_anew(tiny_model, monkeypatch, version, zero3, asked):
+    """Under ZeRO 3 it takes a parameter without values for one of another shape, if it may ignore that."""
+    import transformers
+
+    options = {}
+
+    class Kind:
+        @staticmethod
+        def from_pretrained(path, **given):
+            options.update(given)
+            raise RuntimeError("Error(s) in loading:\n\tsize mismatch for a.weight")
+
+    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: zero3)
+    with pytest.raises(UserError, match=r"RuntimeError: Error\(s\) in loading: size mismatch for a.weight") as caught:
+        load_complete(Kind, str(tiny_model), "float32")
+    assert options["ignore_mismatched_sizes"] is asked and "\n" not in str(caught.value)
 
 
 def test_heads_may_be_left_out_and_a_pooler_may_be_missing(tiny_model, classifier, tmp_path):

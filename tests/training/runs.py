@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import toy
 from toys import REPOSITORY
 
@@ -112,6 +114,11 @@ def lacks_fp16() -> str:
     if torch.ops.mkldnn._is_mkldnn_fp16_supported():
         return ""
     return "needs a CPU with half-precision matrix products (avx512_fp16 or amx_fp16)"
+
+
+def needs_align_anything() -> None:
+    if importlib.util.find_spec("align_anything") is None:
+        pytest.skip("align-anything is not installed here (bash scripts/install.sh --align-anything)")
 
 
 def losses(output: Path) -> list[float]:

@@ -5,7 +5,6 @@ Made-up output everywhere; the tests at the end run the real align-anything wher
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -294,6 +293,21 @@ def test_torch_weights_become_safetensors_and_the_configuration_says_their_type(
     assert output_of.finish_weights(saved, golden_model)["format"] == "safetensors"  # again: nothing to do
 
 
+def test_weights_that_lie_in_one_buffer_become_safetensors(saved, golden_model):
+    """As DeepSpeed leaves bfloat16 weights under ZeRO 2: parts of one flat tensor."""
+    import torch
+    from safetensors.torch import load_file
+
+    state = torch.load(saved / "pytorch_model.bin", weights_only=True)
+    buffer = torch.cat([tensor.flatten() for tensor in state.values()])
+    parts = buffer.split([tensor.numel() for tensor in state.values()])
+    views = {name: part.view(state[name].shape) for name, part in zip(state, parts, strict=True)}
+    torch.save(views, saved / "pytorch_model.bin")
+    assert output_of.finish_weights(saved, golden_model)["n_tensors"] == len(state)
+    after = load_file(saved / "model.safetensors")
+    assert state.keys() == after.keys() and all((state[name] == after[name]).all() for name in state)
+
+
 def test_a_tied_head_is_saved_once(saved, golden_model):
     import torch
     from safetensors.torch import load_file
@@ -424,17 +438,12 @@ def test_rows_without_an_answer_are_refused_because_no_row_is_left_out(trained, 
 # ---- the real align-anything
 
 
-def needs_align_anything() -> None:
-    if importlib.util.find_spec("align_anything") is None:
-        pytest.skip("align-anything is not installed here (bash scripts/install.sh --align-anything)")
-
-
 @pytest.mark.align_anything
 @pytest.mark.slow
 @pytest.mark.parametrize("log_type", ["tensorboard", "wandb"])
 def test_align_anything_through_the_script_gives_the_golden_losses(tmp_path, golden_model, log_type):
     """One epoch of the 52 golden steps, started as a user starts it; weights load as safetensors."""
-    needs_align_anything()
+    runs.needs_align_anything()
     settings = {
         "SFT_MODULE": ALIGN_ANYTHING_TRAINER,
         "BASE_MODEL": str(golden_model),

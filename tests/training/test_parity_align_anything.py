@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import runs
 import toy
+from toys import REPOSITORY
 
 from guardrail.training.data import encode_align_anything, encode_rows
 
@@ -62,8 +64,7 @@ def test_52_steps_in_float32_give_the_same_losses(single):
 
 @pytest.mark.align_anything
 def test_the_installed_package_uses_the_drop_in(tmp_path, monkeypatch):
-    if importlib.util.find_spec("align_anything") is None:
-        pytest.skip("align-anything is not installed here (requirements-align-anything.txt is a stack of its own)")
+    runs.needs_align_anything()
     monkeypatch.setenv("PROMPT_STYLE", "llama2_base")
     template = pytest.importorskip("align_anything.configs.template", reason="align-anything does not import here")
     if not hasattr(template, "render_supervised"):
@@ -81,3 +82,42 @@ def test_the_installed_package_uses_the_drop_in(tmp_path, monkeypatch):
         sample = data[i]
         assert sample["input_ids"].tolist() == ids
         assert sample["labels"].tolist() == [-100] * span[0] + ids[span[0] :]
+
+
+@pytest.mark.align_anything
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        ({"bf16": False, "ds_cfgs": "ds_z3_config.json"}, 1e-5),
+        ({"bf16": True, "ds_cfgs": "ds_z2_config.json"}, 1e-3),
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_two_ranks_of_the_installed_package_give_our_losses(tmp_path, golden_model, free_port, flags, tolerance):
+    """Its log holds the losses of rank 0 only; ours are means over the ranks, so both of its ranks are noted here."""
+    runs.needs_align_anything()
+    common = {**flags, "per_device_train_batch_size": 4, "epochs": 2}
+    ours = {**common, "label_mask": "align_anything", "reshuffle": False, "loss_average": "micro_batch"}
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port)]
+    command = [
+        *deepspeed,
+        "--module",
+        "guardrail.training.sft",
+        *runs.arguments(tmp_path / "ours", golden_model, **ours),
+    ]
+    process = runs.start(command)
+    _, said = process.communicate(timeout=1500)
+    assert process.returncode == 0, said[-3000:]
+    zero_file = common.pop("ds_cfgs")
+    theirs = runs.arguments(tmp_path / "theirs", golden_model, **common, save_checkpoint=False)
+    script = [str(REPOSITORY / "benchmarks" / "align_anything_reference.py"), "--record_out", str(tmp_path / "record")]
+    environment = {"ZERO_STAGE_FILE": zero_file, "PROMPT_STYLE": "llama2_base", "WANDB_MODE": "offline"}
+    process = runs.start([*deepspeed, *script, *theirs], **environment)
+    _, said = process.communicate(timeout=1500)
+    assert process.returncode == 0, said[-3000:]
+    ranks = [json.loads((tmp_path / name).read_text())["losses"] for name in ("record", "record.1")]
+    assert len(ranks[0]) == 2 * 13 and ranks[0] != ranks[1]
+    means = [sum(pair) / 2 for pair in zip(*ranks, strict=True)]
+    assert runs.record(tmp_path / "ours")["inputs"]["world_size"] == 2
+    assert runs.losses(tmp_path / "ours") == pytest.approx(means, rel=tolerance)
