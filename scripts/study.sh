@@ -26,6 +26,7 @@ SEEDS="${SEEDS:-}"              # replace the study's seeds, e.g. 1,2,3
 SUBSETS="${SUBSETS:-}"          # replace the study's subsets, e.g. high,low
 TASKS="${TASKS:-}"              # keep only these tasks, e.g. list,pure_bad
 DESIGNS="${DESIGNS:-}"          # replace the study's designs, e.g. continued (docs/designs.md)
+DEFENCES="${DEFENCES:-}"        # keep only these defences, e.g. filter_10,soup_30 (docs/defences.md)
 SET="${SET:-}"                  # change single settings, e.g. keep=none,alignment.batching=length_grouped
 export PLAN_GPU="${PLAN_GPU:-}"       # --plan: the kind of GPU, e.g. h100, or cpu; empty: this machine's (docs/planning.md)
 export PLAN_GPUS="${PLAN_GPUS:-}"     # --plan: how many; empty: this machine's, or four
@@ -45,6 +46,7 @@ CHECK=(python -m guardrail.study.check "$STUDY" --outputs "$OUTPUTS")
 [[ -z "$SUBSETS" ]] || CHECK+=(--subsets "$SUBSETS")
 [[ -z "$TASKS" ]] || CHECK+=(--tasks "$TASKS")
 [[ -z "$DESIGNS" ]] || CHECK+=(--designs "$DESIGNS")
+[[ -z "$DEFENCES" ]] || CHECK+=(--defences "$DEFENCES")
 [[ -z "$SET" ]] || CHECK+=(--set "$SET")
 [[ -z "$PROMPTS" ]] || CHECK+=(--prompts "$PROMPTS")
 if [[ " $* " == *" --plan "* ]]; then

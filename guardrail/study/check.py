@@ -27,6 +27,7 @@ from guardrail.study.declaration import digest_of, in_words
 from guardrail.study.disk import bytes_per_checkpoint, space_to_start
 from guardrail.study.grid import Grid
 from guardrail.study.registration import declare
+from guardrail.study.score_jobs import check_anchors
 from guardrail.study.sources import count_rows, pool_rows
 from guardrail.study.tasks import ladder_members
 
@@ -61,6 +62,15 @@ def keep_tasks(study: Study, names: list[str]) -> Study:
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in kept})
 
 
+def keep_defences(study: Study, names: list[str]) -> Study:
+    """The study with only the defences ``names``, in the file's order, beside the arms without one."""
+    for name in names:
+        if name not in study.defences:
+            raise unknown("defence", name, study.defences)
+    kept = {name: raw for name, raw in study.defences.items() if name in names}
+    return dataclasses.replace(study, defences=kept)
+
+
 def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
     """Raise ``UserError`` for what would fail later; return the plan's headline numbers."""
     pool = pool_rows(study)
@@ -79,6 +89,7 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
                 log(f"tasks.{name}: {said}")
         if not study.sandbox and not Path(task.utility.source).exists() and task.utility.source.count("/") != 1:
             raise UserError(f"tasks.{name}.utility: no such file or folder: {task.utility.source}")
+    check_anchors(study)
     if not study.sandbox:
         for model in (study.models.base, study.models.extraction, study.models.moderation):
             resolve_checkpoint(model)
@@ -107,6 +118,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--tasks", type=lambda text: text.split(","), help="keep only these tasks: list,pure_bad")
     parser.add_argument("--prompts", type=positive_int, help="only the first so many safety prompts (evaluation.limit)")
     parser.add_argument("--designs", type=lambda text: text.split(","), help="replace designs: continued,adapter+lora")
+    parser.add_argument("--defences", type=lambda text: text.split(","), help="keep only these: filter_10,soup_30")
     parser.add_argument("--set", default="", help="change single settings: keep=none,alignment.batching=length_grouped")
     parser.add_argument("--outputs", default="outputs", help="folder that holds the study's folder")
     parser.add_argument("--plan", action="store_true", help="only print what it costs; data and models may be missing")
@@ -123,6 +135,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     study = load_study(args.study, {key: value for key, value in overrides.items() if value}, args.set)
     if args.tasks:
         study = keep_tasks(study, args.tasks)
+    if args.defences:
+        study = keep_defences(study, args.defences)
     if args.prompts:
         study = dataclasses.replace(study, evaluation=dataclasses.replace(study.evaluation, limit=args.prompts))
     if study.sandbox:

@@ -7,6 +7,7 @@ Unknown keys are refused with the near match, wrong types with the path of the k
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -306,7 +307,7 @@ class Study:
         parts = [text.partition("+") for text in self.designs]
         return tuple(Design(alignment, method or self.fine_tuning.method) for alignment, _, method in parts)
 
-    @property
+    @functools.cached_property
     def defence_settings(self) -> dict[str, DefenceSetting]:
         """Name -> setting, checked."""
         return {name: read_setting(name, raw, TASK_SUBSETS) for name, raw in self.defences.items()}

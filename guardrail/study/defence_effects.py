@@ -5,7 +5,8 @@
 Every row is an arm with a defence minus the same arm without (same task, subset, design, seeds and prompts), averaged
 over arms: harmfulness after fine-tuning and before, mean life, refusals of harmless requests, utility; with intervals
 over seeds and prompts. Negative harmfulness and positive life are good. Beside every effect stands what it cost: time
-and memory of the training, rows and steps. p-values stand as they are and after Holm over the defences of a design.
+(with that of scoring rows for a filter) and memory of the training, rows and steps. p-values stand as they are and after
+Holm over the defences of a design.
 
 ``choices`` compares defences with one another that differ only in which safety rows they use: the same number of them,
 similar to the task, dissimilar, or random.
@@ -31,6 +32,8 @@ from guardrail.study.defence_settings import EARLY_STOPPING, NONE, DefenceSettin
 from guardrail.study.equivalence import averaged
 from guardrail.study.grid import Cell, sizeless
 from guardrail.study.results import Results
+from guardrail.study.score_jobs import STAGE
+from guardrail.study.training_jobs import tuned_name
 from guardrail.study.trajectories import Trajectory, read_trajectories
 from guardrail.training.defences import DEFENCES
 
@@ -225,10 +228,21 @@ def _costs(results: Results, matched: list[tuple[Arm, Arm]]) -> dict[str, Any]:
 
 
 def _records(results: Results, cell: Cell) -> list[dict[str, Any]]:
-    """The records of a cell's two trainings, alignment and fine-tuning."""
+    """The records of a cell's two trainings, alignment and fine-tuning; scoring its rows is time of the second."""
     grid = results.grid
     files = [folder / "run.json" for folder in (grid.aligned_folder(cell.alignment), grid.cell_folder(cell))]
-    return [results.read(file).get("run", {}) for file in files if results.done(file)]
+    found = [results.read(file).get("run", {}) for file in files if results.done(file)]
+    scoring = scoring_sec(results, cell)
+    if scoring and found and found[-1].get("training_sec"):
+        found[-1] = {**found[-1], "training_sec": found[-1]["training_sec"] + scoring}
+    return found
+
+
+def scoring_sec(results: Results, cell: Cell) -> float:
+    """Seconds in which the rows of a cell were scored for its defence; 0 where they were not."""
+    needed = [results.jobs[need] for need in results.jobs[tuned_name(cell)].needs]
+    files = [results.grid.folder / job.products[0].files[1] for job in needed if job.stage == STAGE]
+    return sum(float(results.read(file).get("run", {}).get("scoring_sec", 0.0)) for file in files if results.done(file))
 
 
 def _level(design: str, defence: str, arms: list[Arm], result: dict[str, Any]) -> dict[str, Any]:

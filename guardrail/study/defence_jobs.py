@@ -44,10 +44,13 @@ class Prepared:
 NOTHING = Prepared()
 
 
-def prepare_defence(maker: JobMaker, name: str, task: str | None, size: int, start: str) -> Prepared:
+def prepare_defence(
+    maker: JobMaker, name: str, task: str | None, size: int, start: str, scores: str | None = None
+) -> Prepared:
     """The defence ``name`` of a training that starts, in the end, from the model ``start``.
 
-    ``task`` and ``size`` say which selection is meant where rows of a subset are read.
+    ``task`` and ``size`` say which selection is meant where rows of a subset are read; ``scores`` is the job that
+    scores the training's rows, where there is one (`guardrail.study.score_jobs`).
     """
     if name == "none":
         return NOTHING
@@ -61,10 +64,10 @@ def prepare_defence(maker: JobMaker, name: str, task: str | None, size: int, sta
         return Prepared(setting.method, setting.options, (f"base={start}",), {"defence_base": maker.model(start)})
     if kind in ("safety_rows", "harmful_rows"):
         return _with_rows(maker, setting, task, size)
-    if kind == "scores":
-        raise UserError(
-            f"defences.{name}: scores of rows are no stage of a study yet; filter the task's file beforehand"
-        )
+    if scores is not None:
+        made = maker.jobs[scores].product()
+        places = (f"scores={maker.path(made.files[0])}",)
+        return Prepared(setting.method, setting.options, places, {}, {"scores": made.key}, (scores,))
     return Prepared(setting.method, setting.options)
 
 

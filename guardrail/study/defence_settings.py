@@ -7,7 +7,8 @@
 
 A setting names a method of the trainer (`guardrail.training.defences`) with its options, or one of `STUDY_METHODS`.
 What a method reads is the study's business: ``rows`` says which rows (a subset of the safety pool for this task, the
-whole ``safety_pool``, or ``{source, split}``); the base model of `safe_lora` is the one that was aligned.
+whole ``safety_pool``, or ``{source, split}``); the base model of `safe_lora` is the one that was aligned; the rows of
+`row_filter` are scored by a job of the study (`guardrail.study.score_settings`).
 
 Budgets are equal or said to differ: a method that trains on more rows, or for another number of steps, than the arm
 without defence is refused unless ``unequal_budget`` says that this is the question.
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
-from guardrail.training.defences import DEFENCES, make_defence
+from guardrail.study import score_settings
+from guardrail.study.score_settings import Scoring, read_scoring
+from guardrail.training.defences import DEFENCES, NoDefence, make_defence
 
 NONE = "none"
 SAFETY_POOL = "safety_pool"
@@ -35,6 +38,7 @@ class DefenceSetting:
     """One entry, read and checked. ``options`` are texts for the trainer, without places of files.
 
     ``rows``: a subset's name, `safety_pool`, or None where ``source`` (place and split) is given or nothing is read.
+    ``scoring``: how the rows are scored that a filter leaves out; None where no score is read, as at strength 0.
     ``largest_harmful_percent``: of `early_stopping`, where a training is stopped at the latest.
     """
 
@@ -46,6 +50,7 @@ class DefenceSetting:
     source: tuple[str, str | None] | None = None
     unequal_budget: bool = False
     largest_harmful_percent: float = 20.0
+    scoring: Scoring | None = None
 
     @property
     def trains(self) -> bool:
@@ -64,18 +69,26 @@ def read_setting(name: str, raw: Mapping[str, Any], subsets: tuple[str, ...]) ->
     if method not in methods:
         raise unknown(f"method of defences.{name}:", method, methods)
     side = STUDY_METHODS.get(method) or DEFENCES.facts(method)["side"]
-    given = {key: value for key, value in raw.items() if key not in OWN_KEYS}
+    own_keys = (*OWN_KEYS, *(score_settings.KEYS if reads(method) == "scores" else ()))
+    given = {key: value for key, value in raw.items() if key not in own_keys}
     for key in given:
         if key in GIVEN_BY_STUDY:
-            raise UserError(f"defences.{name}.{key}: a study finds it itself; say which rows with rows: NAME")
+            instead = (
+                "the study scores the rows; say how with scorer: NAME"
+                if key == "scores"
+                else ("a study finds it itself; say which rows with rows: NAME")
+            )
+            raise UserError(f"defences.{name}.{key}: {instead}")
     if method in STUDY_METHODS and given:
         raise unknown(f"key in defences.{name}:", next(iter(given)), OWN_KEYS)
     options = tuple(f"{key}={value}" for key, value in given.items())
+    idle = False
     if method not in STUDY_METHODS:
         try:
-            make_defence(method, options)
+            idle = isinstance(make_defence(method, options), NoDefence)
         except UserError as error:
             raise UserError(f"defences.{name}: {error}") from error
+    scoring = read_scoring(name, raw) if reads(method) == "scores" else None
     rows, source = _rows(name, method, raw.get("rows"), subsets)
     if rows not in (None, SAFETY_POOL) and not any(option.startswith("choose=") for option in options):
         options = (*options, *_order(method, str(rows)))
@@ -88,6 +101,7 @@ def read_setting(name: str, raw: Mapping[str, Any], subsets: tuple[str, ...]) ->
         source,
         bool(raw.get("unequal_budget", False)),
         float(raw.get("largest_harmful_percent", DefenceSetting.largest_harmful_percent)),
+        None if idle else scoring,
     )
     if not 0 <= setting.largest_harmful_percent <= 100:
         raise UserError(f"defences.{name}.largest_harmful_percent must be from 0 to 100")

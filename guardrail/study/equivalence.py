@@ -93,7 +93,10 @@ def _row(head: dict[str, Any], test: dict[str, Any], unit: float, margin_points:
 
 
 def averaged(parts: list[tuple[float, dict[str, Any]]], outcome: str) -> np.ndarray | None:
-    """Weighted sum of differences over the seeds and prompts that all parts share; None when they share too few."""
+    """Weighted sum of differences over the seeds and prompts that all parts share; None when they share too few, or
+    nothing was compared (harmless requests, where the study asks none)."""
+    if not parts:
+        return None
     seeds = sorted(set.intersection(*(set(d["seeds"]) for _, d in parts)))
     prompts = sorted(set.intersection(*(set(d["prompts"]) for _, d in parts)))
     if not seeds or len(prompts) < 2:

@@ -38,6 +38,7 @@ LABELS = ("id", "prompt_id", "category", "kind", "format", "outcome", "incoheren
 RUN_FACTS = (
     *("stage", "job_key", "fingerprint", "n", "n_steps", "n_parameters", "n_trained_parameters", "data_hash"),
     *("answers_hash", "judge_model_hash", "judge_dtype", "training_sec", "startup_sec", "steps_per_sec", "wall_sec"),
+    "scoring_sec",
     *("peak_memory_bytes", "padding_fraction", "n_rows_cut", "n_dropped", "time_utc", "versions", "hardware"),
 )
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -62,7 +63,7 @@ def without_text(path: Path) -> dict[str, Any] | list[Any] | None:
     if path.suffix != ".json":
         return None
     content = read_json(path)
-    if path.name == "run.json":
+    if path.name in ("run.json", "scores.json"):
         return {"run": facts(content.get("run", {}))} if "run" in content else {}
     if "judgements" in content:
         return {

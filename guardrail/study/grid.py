@@ -6,6 +6,7 @@ outputs/<study>/
   data/                                  training splits (instruct + subset), hub layout
   doses/<ladder>/seed<k>/                fine-tuning sets with harmful rows at several doses, hub layout
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
+  scores/<task>/<defence>/...            scores of a task's rows, for a row filter (`guardrail.study.score_jobs`)
   cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters;
                                          `_with_<defence>`)
   base/                                  evaluation of the base model

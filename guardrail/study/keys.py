@@ -34,6 +34,7 @@ STAGE_VERSIONS = {
     "select": 2,  # ties by id
     "mix": 2,  # rows in the order of the pool
     "dose": 1,
+    "scores": 1,
     "align": 1,
     "fine_tune": 1,
     "safety_answers": 1,

@@ -5,6 +5,7 @@
     harmfulness, judge_*      all checkpoints' judgements, from one load of the judge (one process per GPU)
     subsets                   representations and selections; on a machine without GPUs the mixtures as well
     mix                       mixtures, on a machine with GPUs: they need none
+    scores.<alignment>        scores of rows by one aligned model; `scores`: by scorers that look at none
 
 Every other job has a process of its own. What is done, stale or failed is said of each job and product, not of the
 process; a process runs those of its jobs that have to run, and one that fails leaves the others alone.
@@ -21,7 +22,13 @@ from guardrail.study.leases import CPU_MACHINE, Machine
 
 SUBSETS, MIX, EVALUATE = "subsets", "mix", "evaluate"
 CHECKPOINTS_PER_START = 4  # more would save little, and hold more back when one of them is not there
-TITLES = {SUBSETS: "subsets", MIX: "mix", EVALUATE: "evaluate", "harmfulness": "harmfulness of all answers"}
+TITLES = {
+    SUBSETS: "subsets",
+    MIX: "mix",
+    EVALUATE: "evaluate",
+    "harmfulness": "harmfulness of all answers",
+    "scores": "scores of rows",
+}
 
 
 @dataclass(frozen=True)

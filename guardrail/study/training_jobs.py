@@ -10,8 +10,8 @@ from guardrail.data.mix import MixConfig
 from guardrail.similarity.representations.options import ExtractionConfig
 from guardrail.similarity.selection.options import SelectionConfig, file_stem
 from guardrail.similarity.selection.options import needs as selector_needs
-from guardrail.study import probe_jobs
-from guardrail.study.config import Lora, Study, Training
+from guardrail.study import probe_jobs, score_jobs
+from guardrail.study.config import Lora, Source, Study, Training
 from guardrail.study.defence_jobs import NOTHING, Prepared, prepare_defence
 from guardrail.study.designs import REPLACED, alignment_method, lora_block
 from guardrail.study.grid import Alignment, Cell, sizeless
@@ -324,13 +324,15 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
     study = maker.study
     task = study.tasks[cell.task]
     variables = {"DATASET": task.train.source, "SPLIT": task.train.split or "train"}
-    inputs, upstream = {}, {"model": aligned_name(cell.alignment)}
+    inputs, upstream, rows = {}, {"model": aligned_name(cell.alignment)}, task.train
     if task.rung:
         variables = {"DATASET": maker.path(dose_folder(study, cell)), "SPLIT": split_name(task.rung.percent)}
         upstream["rows"] = dosed_name(study, cell)
+        rows = Source(variables["DATASET"], variables["SPLIT"])
     else:
         inputs = {"rows": maker.source(task.train)}
     start = study.models.extraction if cell.alignment.replays else study.models.base
+    scored = score_jobs.scores(maker, cell, rows, inputs, upstream)
     training(
         maker,
         tuned_name(cell),
@@ -346,7 +348,7 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
         cell.design.method,
         cell if study.fine_tuning.probes else None,
-        prepare_defence(maker, cell.defence, cell.anchor, cell.size, start),
+        prepare_defence(maker, cell.defence, cell.anchor, cell.size, start, scored),
     )
 
 

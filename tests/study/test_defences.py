@@ -182,6 +182,13 @@ def test_effects_are_what_was_planted_and_stand_beside_their_costs(planted, monk
     assert all(row["design"] == "mixed" for row in result["defences"]["rows"])
 
 
+def test_what_is_asked_of_no_arm_has_no_difference():
+    """A study with defences and without harmless requests ended in a TypeError when its table was made."""
+    from guardrail.study.equivalence import averaged
+
+    assert averaged([], "final") is None
+
+
 def test_a_study_without_defences_has_no_block(tmp_path, monkeypatch):
     from .fake_study import finished_study
 

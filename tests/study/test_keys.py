@@ -274,6 +274,8 @@ def test_a_raised_version_runs_its_stage_and_what_follows(toy, monkeypatch, stag
     if stage_name == "dose":
         dose = {"harmful": toy.settings["tasks"]["pure_bad"]["train"], "rows": 4, "percents": [0, 50]}
         toy.settings["tasks"] = {"list": {**toy.settings["tasks"]["list"], "dose": dose}}
+    if stage_name == "scores":
+        toy.settings["defences"] = {"chance": {"method": "row_filter", "scorer": "random"}}
     toy.run()
     monkeypatch.setitem(keys.STAGE_VERSIONS, stage_name, keys.STAGE_VERSIONS[stage_name] + 1)
     todo = toy.todo()

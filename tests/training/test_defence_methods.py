@@ -151,6 +151,10 @@ def test_the_row_filter_drops_the_highest_scores_and_no_row_without_one(rows, tm
     assert {row["id"] for row in ties.rows(rows)} == {row["id"] for row in ties.rows(rows[::-1])}
     with pytest.raises(UserError, match="choose with scorer=NAME"):
         make_defence("row_filter", (f"scores={scores}",)).rows(rows)
+    nothing = [{"id": row["id"], "scores": {"length": None}} for row in rows]
+    write_jsonl(scores, nothing)
+    with pytest.raises(UserError, match="no row has a score by length, so nothing would be left out"):
+        make_defence("row_filter", (f"scores={scores}", "scorer=length")).rows(rows)
     write_jsonl(scores, [{"id": "a", "length": 1.0}])
     with pytest.raises(UserError, match="holds no scores"):
         make_defence("row_filter", (f"scores={scores}",)).rows(rows)

@@ -11,6 +11,7 @@ from guardrail.core.options import add_options, option
 from guardrail.models.loading import DTYPES
 from guardrail.similarity.scorers import SCORERS
 
+VERSION = 1  # raise when the same rows and options give other numbers; one scorer's own: `version` where it is added
 SPACES = ("auto", "linear", "last_block", "lora")
 ALL = "all"
 FLAGS = {  # what a scorer needs -> the flags that give it

@@ -41,11 +41,10 @@ from guardrail.models.loading import pick_device
 from guardrail.similarity.audit.sets import parse_set
 from guardrail.similarity.scorers import SCORERS, NotApplicable
 from guardrail.similarity.scorers.interface import Batch, Scorer, Scores, make_scorer
-from guardrail.similarity.scorers.options import ScoringConfig
+from guardrail.similarity.scorers.options import VERSION, ScoringConfig
 from guardrail.similarity.scorers.resources import Resources
 
 UNIT_ROWS = 256
-VERSION = 1  # raise when the same rows and options give other numbers
 KIND = "row_scores"
 NOT_APPLICABLE = "not applicable"
 SETS = ("anchors", "safe_anchors", "alignment", "refusals", "safety")
@@ -112,6 +111,9 @@ class RowScoring:
             out["device"] = pick_device().type  # random signs are made where they are used
         if config.moderation_model is not None and "moderation_model" in needs:
             out["moderation_model"] = hash_checkpoint(config.moderation_model)
+        versions = {name: SCORERS.facts(name).get("version", 1) for name in self.scorers}
+        if set(versions.values()) != {1}:
+            out["scorer_versions"] = versions
         out["sets"] = self.resources.content([name for name in SETS if name in needs])
         return out
 

@@ -46,6 +46,7 @@ STUDY_VARIABLES = (
     "TASKS",
     "PROMPTS",
     "DESIGNS",
+    "DEFENCES",
     "SET",
     "PLAN_ASSUME",
 )  # of scripts/study.sh

@@ -19,6 +19,7 @@ from typing import Any
 
 from guardrail.bench.flops import reading_flops, training_flops
 from guardrail.bench.shapes import Shape
+from guardrail.similarity.scorers import BACKWARD, SCORERS, TANGENT
 from guardrail.study.config import Source
 from guardrail.study.grid import Grid, utility_file
 from guardrail.study.jobs import Job
@@ -27,9 +28,12 @@ from guardrail.study.planning.assumptions import Book
 from guardrail.study.planning.devices import Gpu
 from guardrail.study.planning.times import Process, Time
 from guardrail.study.planning.volumes import Volume, bench_prompts, join, padding, volume
+from guardrail.study.score_settings import MODERATION, OF_THE_POOL
 
 TRAINING_STAGES = ("align", "fine_tune")
 NO_WORK = ("select",)  # counted as a constant
+# processor time of a scorer in forward passes over the same rows: docs/scorers.md, measured 3.7 to 5.3
+SCORING_BACKWARD, SCORING_TANGENT = 4.5, 4.3
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class Costs:
             kind = "" if self.gpu else "core_"
             start, rate = self.book[f"{kind}mix_start_sec"], self.book[f"{kind}mix_rows_per_sec"]
             return start, rows / rate, f"{rows:,.0f} rows mixed"
+        if stage == "scores":
+            return self._score(job, options)
         if stage == "safety_answers":
             prompts = bench_prompts(evaluation.safety_bench, evaluation.safety_bench_data, evaluation.limit)
             return self._generate(job, prompts * evaluation.samples_per_prompt, options["max_new_tokens"])
@@ -200,6 +206,27 @@ class Costs:
         rows = Volume(answers, min(longest, tokens), 0.5, "answers")
         return self._read(rows, self.moderation, "answers judged", head="labels")
 
+    def _score(self, job: Job, options: dict[str, Any]) -> tuple[float, float, str]:
+        """A task's rows, and the sets that they are compared with, as often as the scorer passes over them."""
+        (name,) = options["scorers"]
+        facts, rows = SCORERS.facts(name), self.rows_of(job)
+        needs = facts.get("needs", ())
+        if not needs:
+            return self._start(None), 0.0, f"{rows.rows:,.0f} rows by {name}"
+        compared = [self._flagged(job, "anchors")] if "anchors" in needs else []
+        compared += [self.grid.study.safety_pool] * sum(need in OF_THE_POOL for need in needs)
+        sets = sum(min(volume(source, self.book).rows, options["max_set_rows"]) for source in compared)
+        passes = {BACKWARD: SCORING_BACKWARD, TANGENT: SCORING_TANGENT}.get(str(facts.get("cost")), 1.0)
+        shape = self.moderation if MODERATION in needs else self.shape
+        start, work, text = self._read(rows.with_rows(rows.rows + sets), shape, f"rows scored by {name}")
+        return start, passes * work, text
+
+    def _flagged(self, job: Job, name: str) -> Source:
+        """The set that a job's command names: PATH or PATH::SPLIT."""
+        place = next(flag for flag in job.command if flag.startswith(f"--{name}=")).removeprefix(f"--{name}=")
+        source, _, split = place.partition("::")
+        return Source(source, split or None)
+
     def _mixed(self, options: dict[str, Any]) -> Volume:
         """Rows of one alignment: instructions (all, or replayed ones) and the subset."""
         study = self.grid.study
@@ -229,6 +256,8 @@ class Costs:
             name = job.name.partition(".")[2]
             study = self.grid.study
             return volume(study.safety_pool if name == "safety_pool" else study.anchors[name], self.book)
+        if job.stage == "scores" and "rows" in job.products[0].key.parts["inputs"]:
+            return volume(self._flagged(job, "rows"), self.book)
         for need in job.needs:
             for product in self.jobs[need].products:
                 if product.key.parts["stage"] == "mix":

@@ -47,9 +47,9 @@ def effects_table(rows: list[dict[str, Any]]) -> Table:
     caption = (
         "Each defence minus the same arms without it, same seeds and prompts, arms averaged; best first. Negative "
         "harmfulness and positive life are good. 95% intervals over seeds and prompts (utility: over seeds). Ratios "
-        "are of alignment and fine-tuning together; early stopping is read off the probes of the arm without defence, "
-        "chosen on one half of the prompts and measured on the other. p (Holm): corrected for the number of defences; "
-        "intervals are not."
+        "are of alignment and fine-tuning together; time holds that of scoring rows for a filter. Early stopping is "
+        "read off the probes of the arm without defence, chosen on one half of the prompts and measured on the other. "
+        "p (Holm): corrected for the number of defences; intervals are not."
     )
     return Table("defences", caption, columns, shown)
 

@@ -50,6 +50,11 @@ class RowFilter(Defence):
                 f"{self.scores} has no score of {len(missing)} rows (first: {missing[0]}); score these rows"
             )
         scored = [row["id"] for row in rows if not math.isnan(known[row["id"]])]
+        if self.share and not scored:
+            raise UserError(
+                f"{self.scores}: no row has a score by {self.scorer or 'its scorer'}, so nothing would be left out; "
+                "the file says why, choose a scorer that applies"
+            )
         n = min(round(self.share * len(rows)), len(scored))
         if n >= len(rows):
             raise UserError(f"share={self.share:g} leaves no row to train on; lower it")
