@@ -91,7 +91,7 @@ def test_a_defence_s_rows_are_selected_though_no_arm_has_them(tmp_path):
         ({"method": "model_soup", "share": 2}, "from 0 to 1"),
         ({"method": "safety_rows"}, "reads more rows than the arm without defence"),
         ({"method": "safety_rows", "budget": "add"}, "reads more rows and trains for another number of steps"),
-        ({"method": "row_filter", "budget": "fewer"}, "trains for another number of steps"),
+        ({"method": "row_filter", "scorer": "length", "budget": "fewer"}, "trains for another number of steps"),
         ({"method": "safety_rows", "rows": "hihg", "unequal_budget": True}, "did you mean 'high'"),
         ({"method": "safety_rows", "source": "a.jsonl", "unequal_budget": True}, "say which rows with rows: NAME"),
         ({"method": "model_soup", "rows": "high"}, "reads no further rows"),
