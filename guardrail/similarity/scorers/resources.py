@@ -6,6 +6,7 @@ One causal LM serves all scorers: hidden states come from its backbone, losses a
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ class Resources:
         self.config = config
         self.positions: list[str] = []
         self.every_layer = False
+        self.startup_sec = 0.0  # of loading tokenizer and model, with the imports behind it
 
     @functools.cached_property
     def facts(self) -> ModelFacts:
@@ -83,14 +85,21 @@ class Resources:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(str(self.config.model_name_or_path), self.config.trust_remote_code)
+        return self._timed(lambda: load_tokenizer(str(self.config.model_name_or_path), self.config.trust_remote_code))
 
     @functools.cached_property
     def model(self) -> Any:
         """The causal LM, or an encoder's backbone."""
         load = load_backbone if self.is_encoder else load_causal_lm
         name, trusted = str(self.config.model_name_or_path), self.config.trust_remote_code
-        return load(name, self.options.torch_dtype, trust_remote_code=trusted)
+        return self._timed(lambda: load(name, self.options.torch_dtype, trust_remote_code=trusted))
+
+    def _timed(self, load: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            return load()
+        finally:
+            self.startup_sec += time.perf_counter() - started
 
     @functools.cached_property
     def runner(self) -> HfRunner:

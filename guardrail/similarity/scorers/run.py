@@ -135,7 +135,7 @@ def score_file(config: ScoringConfig) -> dict[str, Any]:
     """Score ``config.rows`` into ``config.out`` and return the record; all ranks call it."""
     if config.out is None or not config.out.endswith(".jsonl"):
         raise UserError("--out names the file of scores; give one that ends with .jsonl")
-    started, out = time.time(), Path(config.out)
+    out = Path(config.out)
     scoring = RowScoring(config)
     rows = load_scored_rows(config)
     for name, why in scoring.not_applicable.items():
@@ -152,6 +152,7 @@ def score_file(config: ScoringConfig) -> dict[str, Any]:
         order = sorted(range(len(rows)), key=lambda i: (-text_length(rows[i]), i))
         groups = consecutive(order, min(UNIT_ROWS, math.ceil(len(rows) / 8)))
         units = Units(groups, out.parent, fingerprint, identity=lambda place: place)
+        started = time.time()
         lines = units.run(lambda places: lines_of(scoring, [rows[i] for i in places]), desc="scores")
         by_id = {line["id"]: line for line in lines}
         record = describe(scoring, rows, by_id, fingerprint, data_hash, started)
@@ -231,7 +232,8 @@ def describe(
             data={"path": scoring.config.rows, "hash": data_hash},
             inputs=scoring.inputs,
             processes=ranks.world_size(),
-            scoring_sec=round(time.time() - started, 3),
+            startup_sec=round(scoring.resources.startup_sec, 3),
+            scoring_sec=round(max(time.time() - started - scoring.resources.startup_sec, 0.0), 3),
         ),
     }
 
