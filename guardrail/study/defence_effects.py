@@ -5,8 +5,8 @@
 Every row is an arm with a defence minus the same arm without (same task, subset, design, seeds and prompts), averaged
 over arms: harmfulness after fine-tuning and before, mean life, refusals of harmless requests, utility; with intervals
 over seeds and prompts. Negative harmfulness and positive life are good. Beside every effect stands what it cost: time
-(with that of scoring rows for a filter) and memory of the training, rows and steps. p-values stand as they are and after
-Holm over the defences of a design.
+(with that of scoring rows for a filter) and memory of the training, rows and steps. p-values stand as they are and
+after Holm over the defences of a design.
 
 ``choices`` compares defences with one another that differ only in which safety rows they use: the same number of them,
 similar to the task, dissimilar, or random.
