@@ -225,7 +225,7 @@ def _convert(folder: Path, files: list[Path]) -> None:
         raise UserError(f"the trainer's weights {files[0]} hold no tensor")
     if read_object(folder / "config.json").get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # the embedding, as transformers saves it
-    # DeepSpeed's bfloat16 and float16 weights lie in one buffer under ZeRO 2, which safetensors takes for shared weights
+    # DeepSpeed's 16-bit weights lie in one buffer under ZeRO 2, which safetensors takes for shared weights
     apart = {
         name: one if one.untyped_storage().nbytes() == one.nbytes else one.clone() for name, one in tensors.items()
     }

@@ -293,10 +293,8 @@ def defences_sentence(rows: list[dict[str, Any]]) -> str:
     if any(row["n_seeds"] < 2 for row in tested):
         return f"{plural(len(tested), 'defence')}, one seed: nothing is said about other trainings."
     helped = [r for r in tested if r["final_p_value_holm"] < SIGNIFICANT and r["final_difference"] < 0]
-    names = [
-        f"{row['defence'].replace('_', ' ')} ({row['final_difference']:+.1f} points, {interval(*row['final_interval'])})"
-        for row in helped
-    ]
+    numbers = [f"{row['final_difference']:+.1f} points, {interval(*row['final_interval'])}" for row in helped]
+    names = [f"{row['defence'].replace('_', ' ')} ({said})" for row, said in zip(helped, numbers, strict=True)]
     which = f": {listed(names)}" if names else ""
     return (
         f"{len(helped)} of {plural(len(tested), 'defence')} lower harmfulness after fine-tuning "
