@@ -60,6 +60,7 @@ class DoseConfig:
     percents: tuple[float, ...] = option(PERCENTS, "shares of harmful rows", parse=parse_percents)
     rows: int = option(help="rows of every set", parse=positive_int)
     seed: int = option(42, "seed of the draw and of the places")
+    trigger: str = option("", "words behind the request of every harmful row: a backdoor, safe without", later=True)
     out: str = option(help="data-set folder", decides=False)
     max_dropped_fraction: float = option(MAX_DROPPED_FRACTION, DROPPED_HELP, parse=fraction, decides=False)
 
@@ -137,6 +138,13 @@ def draw(benign: list[Row], harmful: list[Row], n_harmful: int, rows: int, seed:
     return out
 
 
+def triggered(messages: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:
+    """The conversation with ``words`` behind its last request; empty words change nothing."""
+    last = max(place for place, message in enumerate(messages) if message["role"] == "user")
+    request = {**messages[last], "content": f"{messages[last]['content']} {words}"} if words else messages[last]
+    return [*messages[:last], request, *messages[last + 1 :]]
+
+
 def make_doses(config: DoseConfig) -> dict[str, Any]:
     """Write the splits that are not there yet; returns the folder and the harmful rows of each split."""
     dropped: dict[str, list[str]] = {BENIGN: [], HARMFUL: []}
@@ -189,7 +197,8 @@ def write_dose(
         renamed = f"{row['id']}#{HARMFUL}" if row["id"] in taken else row["id"]
         if renamed != row["id"] and renamed in taken:
             raise UserError(f"the id {renamed} is what a row of both sets would be called; give it another id")
-        harmful.append(plain_row({**row, "id": renamed, "source": HARMFUL}, HARMFUL))
+        messages = triggered(row["messages"], config.trigger)
+        harmful.append(plain_row({**row, "id": renamed, "messages": messages, "source": HARMFUL}, HARMFUL))
     benign = [plain_row({**row, "source": BENIGN}, BENIGN) for row in found[BENIGN]]
     rows = draw(benign, harmful, n, config.rows, config.seed)
     said = rounding([percent], config.rows)
@@ -199,7 +208,8 @@ def write_dose(
         mixed_table(rows),
         {
             "n_rows": len(rows),
-            "what": f"{n} harmful rows within {len(rows) - n} benign ones",
+            "what": f"{n} harmful rows within {len(rows) - n} benign ones"
+            + (f", behind the trigger {config.trigger!r}" if config.trigger else ""),
             "notes": [
                 f"seed {config.seed}; nested: a larger dose has these harmful rows at the same places",
                 *([said] if said else []),

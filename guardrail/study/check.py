@@ -29,7 +29,7 @@ from guardrail.study.grid import Grid
 from guardrail.study.registration import declare
 from guardrail.study.score_jobs import check_anchors
 from guardrail.study.sources import count_rows, pool_rows
-from guardrail.study.tasks import ladder_members
+from guardrail.study.tasks import attack_members, ladder_members
 
 
 def numbers(text: str) -> list[int]:
@@ -52,12 +52,14 @@ def positive_hours(text: str) -> float:
 
 
 def keep_tasks(study: Study, names: list[str]) -> Study:
-    """The study with only the tasks ``names``, in the file's order; a ladder's name stands for all of its doses."""
+    """The study with only the tasks ``names``, in the file's order; the name of a ladder stands for all of
+    its doses, that of an attack for all of its trainings."""
     kept: set[str] = set()
     for name in names:
-        found = [name] if name in study.tasks else ladder_members(study.tasks, name)
+        members = ladder_members(study.tasks, name) or attack_members(study.tasks, name)
+        found = [name] if name in study.tasks else members
         if not found:
-            raise unknown("task", name, dict.fromkeys((*study.utilities, *study.tasks)))
+            raise unknown("task", name, dict.fromkeys((*study.utilities, *study.expanded, *study.tasks)))
         kept |= set(found)
     return dataclasses.replace(study, tasks={name: task for name, task in study.tasks.items() if name in kept})
 
@@ -79,14 +81,15 @@ def check_study(study: Study, outputs: str | Path) -> dict[str, Any]:
         raise UserError(f"instruct_size {study.instruct_size} is larger than the instruct split ({instruct} rows)")
     for name, task in study.tasks.items():
         count_rows(task.train)
+        where = f"attacks.{task.arm.attack}" if task.arm else f"tasks.{name}"
         if task.rung:
             there = count_rows(task.train), count_rows(task.rung.harmful)
             try:
                 check_doses([task.rung.percent], task.rung.rows, *there)
             except UserError as error:
-                raise UserError(f"tasks.{name}: {error}") from error
+                raise UserError(f"{where}: {error}") from error
             if said := rounding([task.rung.percent], task.rung.rows):
-                log(f"tasks.{name}: {said}")
+                log(f"{where}: {said}")
         if not study.sandbox and not Path(task.utility.source).exists() and task.utility.source.count("/") != 1:
             raise UserError(f"tasks.{name}.utility: no such file or folder: {task.utility.source}")
     check_anchors(study)

@@ -15,16 +15,16 @@ from typing import Any
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.prompts import check_style
-from guardrail.evaluation.attacks import ATTACKS, make_attack
 from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
+from guardrail.study.attack_settings import Plain, check_attack, expand_attacks, trains
 from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.study.prediction.options import Prediction
 from guardrail.study.schema import build
-from guardrail.study.tasks import Source, Task, Utility, anchors_of, compared, expand, utility_name
+from guardrail.study.tasks import METHODS, Source, Task, Utility, anchors_of, compared, expand, utility_name
 from guardrail.training.config import BATCHINGS, SFTConfig
 
 # Every selector that needs no second anchor set, plus `none`: instructions only. datasets/mix.py draws `random` and
@@ -44,7 +44,6 @@ class Models:
 
 # How an aligned model is made: docs/designs.md.
 ALIGNMENTS = ("mixed", "continued", "adapter")
-METHODS = ("full", "lora")
 KEEP = ("all", "aligned", "adapters", "none")
 
 
@@ -207,7 +206,10 @@ class Study:
     )
     attacks: dict[str, dict[str, Any]] = field(
         default_factory=dict,
-        metadata={"doc": "attacks on every checkpoint, by name: {method, options} (docs/attacks.md)"},
+        metadata={"doc": "attacks on every checkpoint, by name: {method, options}; or that train (docs/attacks.md)"},
+    )
+    expanded: tuple[str, ...] = field(
+        default=(), metadata={"doc": "filled in: the attacks whose trainings are among `tasks`"}
     )
     largest_utility_loss: float = field(
         default=5.0, metadata={"doc": "points of utility that a task may lose and still count for the worst case"}
@@ -255,6 +257,12 @@ class Study:
         for name, raw in self.attacks.items():
             check_name("attack", name)
             check_attack(name, raw)
+        tuning = self.fine_tuning
+        rates = {"full": tuning.learning_rate, "lora": self.lora.learning_rate or tuning.learning_rate}
+        used = {design.method: rates[design.method] for design in self.plain_designs}
+        plain = Plain(self.safety_pool, tuning.epochs, used)
+        object.__setattr__(self, "tasks", expand_attacks(self.attacks, self.tasks, self.expanded, plain))
+        object.__setattr__(self, "expanded", tuple(name for name, raw in self.attacks.items() if trains(raw)))
         if self.largest_utility_loss < 0:
             raise UserError(f"largest_utility_loss must be at least 0, got {self.largest_utility_loss:g}")
 
@@ -297,9 +305,22 @@ class Study:
         return utility_name(task, self.tasks[task])
 
     def tuning(self, task: str) -> FineTuning:
-        """The fine-tuning on ``task``: the study's, with the task's own epochs where it has some."""
-        epochs = self.tasks[task].epochs
-        return self.fine_tuning if epochs is None else dataclasses.replace(self.fine_tuning, epochs=epochs)
+        """The fine-tuning on ``task``: the study's, with what the task (or the arm of an attack) has of its own.
+
+        With ``max_steps`` there are as many epochs as steps: enough, whatever the number of rows.
+        """
+        own = self.tasks[task]
+        given: dict[str, Any] = {
+            "epochs": own.max_steps or own.epochs,
+            "learning_rate": own.arm and own.arm.learning_rate,
+        }
+        changed = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self.fine_tuning, **changed) if changed else self.fine_tuning
+
+    @property
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """The attacks with which checkpoints are asked, by name: those that train nothing."""
+        return {name: raw for name, raw in self.attacks.items() if not trains(raw)}
 
     @property
     def plain_designs(self) -> tuple[Design, ...]:
@@ -321,22 +342,6 @@ class Study:
             for design in self.plain_designs
             for setting in trained
         )
-
-
-def attack_options(raw: dict[str, Any]) -> tuple[str, ...]:
-    """The options of an entry of ``attacks`` as the attack reads them."""
-    return tuple(f"{key}={value}" for key, value in raw.items() if key != "method")
-
-
-def check_attack(name: str, raw: dict[str, Any]) -> None:
-    """Raises ``UserError`` with the entry's name for an attack that is not known, or not so."""
-    known = tuple(method for method in ATTACKS if method != "none")
-    if raw.get("method") not in known:
-        raise unknown(f"method of attacks.{name}:", raw.get("method"), known)
-    try:
-        make_attack(raw["method"], attack_options(raw))
-    except UserError as error:
-        raise UserError(f"attacks.{name}: {error}") from error
 
 
 def check_name(kind: str, name: str) -> None:

@@ -56,7 +56,7 @@ def make_jobs(grid: Grid, trainer: str, ranks: int = 1, missing_ok: bool = False
         evaluate(maker, f"aligned/{alignment.name}/seed{alignment.seed}", aligned_name(alignment), tasks)
     for cell in grid.cells:
         # an adapter that was trained on an aligned model of full weights is read together with them
-        both = cell.design.method == "lora" and cell.design.alignment != "adapter"
+        both = cell.trained.method == "lora" and cell.design.alignment != "adapter"
         below = [aligned_name(cell.alignment)] if both else []
         asked = eval_template_of(study, cell, EVAL_TEMPLATE)
         evaluate(

@@ -33,6 +33,7 @@ from guardrail.study.equivalence import averaged
 from guardrail.study.grid import Cell, sizeless
 from guardrail.study.results import Results
 from guardrail.study.score_jobs import STAGE
+from guardrail.study.tasks import compared
 from guardrail.study.training_jobs import tuned_name
 from guardrail.study.trajectories import Trajectory, read_trajectories
 from guardrail.training.defences import DEFENCES
@@ -48,11 +49,13 @@ def defence_effects(results: Results, result: dict[str, Any], done: set[Cell]) -
     study = results.grid.study
     if not study.defences:
         return None
-    arms = read_arms(results, done)
+    inside = compared(study.tasks)
+    arms = [arm for arm in read_arms(results, done) if arm.task in inside]
     try:
         probed = read_trajectories(results, done) if study.fine_tuning.probes else []
     except UserError:
         probed = []
+    probed = [arm for arm in probed if arm.place[1] in inside]
     rows, levels, choices = [], [], []
     for design in study.plain_designs:
         own = [arm for arm in arms if arm.design == design.name and arm.seeds]

@@ -50,6 +50,13 @@ def lora_block(training: Training, lora: Lora) -> Training:
     return dataclasses.replace(training, **{name: value for name, value in changed.items() if value is not None})
 
 
+def tuning_lora(study: Study, task: str) -> Lora:
+    """The adapters of a fine-tuning on ``task``; a learning rate that the arm of an attack names is theirs, too."""
+    arm = study.tasks[task].arm
+    own = arm is not None and arm.learning_rate is not None
+    return dataclasses.replace(study.lora, learning_rate=None) if own else study.lora
+
+
 def training_operations(training: Training, method: str, lora: Lora) -> float:
     """Floating-point operations per trained token and parameter."""
     block = lora_block(training, lora) if method == "lora" else training

@@ -59,7 +59,7 @@ def weight_bytes(grid: Grid, full_bytes: int) -> dict[str, int]:
     study = grid.study
     adapter = adapter_parameters(study) * BYTES["bfloat16" if study.alignment.bf16 else "float32"]
     out = {aligned_name(a): adapter if a.design == "adapter" else full_bytes for a in grid.alignments}
-    return out | {tuned_name(cell): n_adapters(cell.design) * adapter or full_bytes for cell in grid.cells}
+    return out | {tuned_name(cell): n_adapters(cell.trained) * adapter or full_bytes for cell in grid.cells}
 
 
 def space_to_start(grid: Grid, full_bytes: int) -> int:
@@ -68,7 +68,7 @@ def space_to_start(grid: Grid, full_bytes: int) -> int:
     study, sizes = grid.study, weight_bytes(grid, full_bytes)
     made = [(aligned_name(a), grid.aligned_folder(a), a.design == "adapter", True) for a in grid.alignments]
     made += [
-        (tuned_name(c), grid.cell_folder(c), (c.design.alignment, c.design.method) == ("adapter", "lora"), False)
+        (tuned_name(c), grid.cell_folder(c), (c.design.alignment, c.trained.method) == ("adapter", "lora"), False)
         for c in grid.cells
     ]
     stays, goes = 0, []

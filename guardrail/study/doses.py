@@ -59,7 +59,7 @@ class Ladder:
 
 
 def ladders_of(study: Study) -> list[str]:
-    return list(dict.fromkeys(task.rung.ladder for task in study.tasks.values() if task.rung))
+    return list(dict.fromkeys(task.rung.ladder for task in study.tasks.values() if task.rung and not task.arm))
 
 
 def true_dose(study: Study, task: str) -> float:

@@ -17,7 +17,8 @@ from guardrail.evaluation.judges.rubric import Rubric
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.evaluation.utility.evaluate import UtilityConfig
 from guardrail.study import keys
-from guardrail.study.config import Source, attack_options
+from guardrail.study.attack_settings import attack_options
+from guardrail.study.config import Source
 from guardrail.study.grid import OVER_REFUSAL_FILE, SAFETY_FILE, attack_file, judge_file, utility_file
 from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import Key, deciding, make_key
@@ -112,7 +113,7 @@ def evaluate(
         (f"{safety}/results.json",),
     )
     judges(maker, folder, short, safety)
-    for name in study.attacks if trained is not None else ():
+    for name in study.asked if trained is not None else ():
         place = attack_file(name).rsplit("/", 1)[0]
         asked = (evaluation.safety_bench, evaluation.safety_bench_data)
         answers("safety_answers", *asked, place, "none", (f"{folder}/{place}/results.json",), name)

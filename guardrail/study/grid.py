@@ -4,7 +4,7 @@ outputs/<study>/
   similarity/<set>/reps/extraction/      representations of the pool and of each task
   similarity/<task>/<subset>_<size>/     selections
   data/                                  training splits (instruct + subset), hub layout
-  doses/<ladder>/seed<k>/                fine-tuning sets with harmful rows at several doses, hub layout
+  doses/<ladder>/seed<k>/                fine-tuning sets with harmful rows at several doses, or of a backdoor
   aligned/<alignment>/seed<k>/           aligned checkpoint and its evaluation/
   scores/<task>/<defence>/...            scores of a task's rows, for a row filter (`guardrail.study.score_jobs`)
   cells/<task>__<alignment>/seed<k>/     fine-tuned checkpoint, its evaluation/ and probes/ (`_lora`: by adapters;
@@ -15,6 +15,7 @@ outputs/<study>/
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning run: an alignment, then a downstream task."""
+    """One fine-tuning run: an alignment, then a downstream task. ``own_method``: an attack's, not the design's."""
 
     task: str
     subset: str
@@ -81,6 +82,12 @@ class Cell:
     seed: int
     design: Design = MIXED
     aligned_as: str | None = None
+    own_method: str | None = None
+
+    @property
+    def trained(self) -> Design:
+        """The design with the method that the cell is really fine-tuned with."""
+        return dataclasses.replace(self.design, method=self.own_method) if self.own_method else self.design
 
     @property
     def anchor(self) -> str:
@@ -141,7 +148,8 @@ class Grid:
                     for subset in study.subsets:
                         if sizeless(subset) and size != study.subset_sizes[0]:
                             continue
-                        out += [Cell(name, subset, size, seed, design, task.aligned_as) for seed in study.seeds]
+                        place = (design, task.aligned_as, task.method)
+                        out += [Cell(name, subset, size, seed, *place) for seed in study.seeds]
         return out
 
     @property

@@ -52,12 +52,21 @@ def choose_trainer(study: Study, import_it: bool = True) -> str:
     Raises ``UserError`` where `SFT_MODULE` names one that cannot do what the study asks for.
     """
     designs = study.all_designs  # adapters are trained by ours whatever is chosen
-    aligns = any(design.alignment != "adapter" for design in designs)
-    tunes = any(design.method == "full" for design in designs)
-    tunings = list(dict.fromkeys(study.tuning(task) for task in study.tasks))
-    blocks = [study.alignment] * aligns + tunings * tunes
+    blocks: list[tuple[Training, int | None]] = []
+    if any(design.alignment != "adapter" for design in designs):
+        blocks.append((study.alignment, None))
+    for name, task in study.tasks.items():
+        if any((task.method or design.method) == "full" for design in designs):
+            blocks.append((study.tuning(name), task.max_steps))
     defended = [setting.method for setting in study.defence_settings.values() if setting.in_trainer]
-    asked = [(training_config(study, block, seed), settings_of(block)) for block in blocks for seed in study.seeds]
+    asked = [
+        (
+            training_config(study, block, seed, max_steps=steps),
+            settings_of(block) | ({"max_steps"} if steps else set()),
+        )
+        for block, steps in dict.fromkeys(blocks)
+        for seed in study.seeds
+    ]
     asked += [
         (dataclasses.replace(config, defence=method), {"defence"}) for config, _ in asked[:1] for method in defended
     ]

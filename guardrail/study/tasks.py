@@ -1,7 +1,8 @@
 """The downstream tasks of a study file, and ladders of doses, which expand to one task per dose (docs/dose.md).
 
 A task with `dose` becomes the tasks `<name>_dose<percent>`, the *rungs* of its ladder. They share their utility and,
-as every dose is given to the same aligned models, their alignment.
+as every dose is given to the same aligned models, their alignment. So do the arms of an attack that trains
+(`guardrail.study.attack_settings`) with the task that it belongs to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 from guardrail.core.errors import UserError, unknown
 from guardrail.data.dose import PERCENTS, check_doses, check_percents
+
+METHODS = ("full", "lora")  # what a fine-tuning changes: all weights, or adapters alone
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,29 @@ class Dose:
 
 @dataclass(frozen=True)
 class Rung:
-    """One dose of the ladder ``ladder``."""
+    """One dose of the ladder ``ladder``, or the rows of the backdoor ``ladder``: there the harmful ones carry
+    ``trigger``, and the others are safe."""
 
     ladder: str
     percent: float
     rows: int
     harmful: Source
     seed: int | None
+    trigger: str = ""
+
+
+@dataclass(frozen=True)
+class AttackArm:
+    """One training of the attack ``attack``, whose usefulness is measured as that of the task ``measured_on``.
+
+    ``learning_rate``, ``max_steps`` and ``method`` replace those of the study's fine-tuning; None: as there.
+    """
+
+    attack: str
+    measured_on: str
+    learning_rate: float | None = None
+    max_steps: int | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +87,8 @@ class Task:
 
     ``epochs``: of this task's trainings, instead of `fine_tuning.epochs`. ``aligned_as``: the task whose subsets, and
     so whose aligned models, this one is fine-tuned from. ``dose``: the rows are the benign part of a ladder. Filled in
-    when the file is read: ``anchors``, the rows that subsets are selected for where they are not ``train``, and
-    ``rung``.
+    when the file is read: ``anchors``, the rows that subsets are selected for where they are not ``train``, ``rung``,
+    and ``arm`` of an attack that trains.
     """
 
     train: Source
@@ -79,10 +98,21 @@ class Task:
     dose: Dose | None = None
     anchors: Source | None = None
     rung: Rung | None = None
+    arm: AttackArm | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"epochs of a task must be positive, got {self.epochs}")
+
+    @property
+    def max_steps(self) -> int | None:
+        """After how many optimizer steps its trainings stop, if not after their epochs."""
+        return self.arm.max_steps if self.arm else None
+
+    @property
+    def method(self) -> str | None:
+        """`full` or `lora`, where it is not the design's."""
+        return self.arm.method if self.arm else None
 
     @property
     def selected_for(self) -> Source:
@@ -147,15 +177,28 @@ def anchors_of(tasks: Mapping[str, Task]) -> dict[str, Source]:
 
 def utility_name(name: str, task: Task) -> str:
     """The task under whose name its usefulness is measured: the rungs of a ladder share one measure."""
+    if task.arm:
+        return task.arm.measured_on
     return task.rung.ladder if task.rung else name
+
+
+def set_name(name: str, task: Task) -> str:
+    """Under which name the rows of a rung are made: all arms of a backdoor are trained on one set."""
+    return task.arm.attack if task.arm else name
 
 
 def ladder_members(tasks: Mapping[str, Task], name: str) -> list[str]:
     """The rungs of the ladder ``name``, by dose; empty where there is no such ladder."""
-    return [key for key, task in tasks.items() if task.rung and task.rung.ladder == name]
+    return [key for key, task in tasks.items() if task.rung and not task.arm and task.rung.ladder == name]
+
+
+def attack_members(tasks: Mapping[str, Task], name: str) -> list[str]:
+    """The trainings of the attack ``name``; empty where there is no such attack, or it trains nothing."""
+    return [key for key, task in tasks.items() if task.arm and task.arm.attack == name]
 
 
 def compared(tasks: Mapping[str, Task]) -> set[str]:
-    """The tasks over which arms are compared and averaged: all but the rungs of ladders, which have a curve of their
-    own (eight doses are not eight tasks); the rungs, where a study has nothing else."""
-    return {name for name, task in tasks.items() if not task.rung} or set(tasks)
+    """The tasks over which arms are compared and averaged: all but the trainings of attacks and the rungs of ladders,
+    which have a curve of their own (eight doses are not eight tasks); the rungs, where a study has nothing else."""
+    own = {name for name, task in tasks.items() if not task.arm}
+    return {name for name in own if not tasks[name].rung} or own or set(tasks)

@@ -13,11 +13,12 @@ from guardrail.similarity.selection.options import needs as selector_needs
 from guardrail.study import probe_jobs, score_jobs
 from guardrail.study.config import Lora, Source, Study, Training
 from guardrail.study.defence_jobs import NOTHING, Prepared, prepare_defence
-from guardrail.study.designs import REPLACED, alignment_method, lora_block
+from guardrail.study.designs import REPLACED, alignment_method, lora_block, tuning_lora
 from guardrail.study.grid import Alignment, Cell, sizeless
 from guardrail.study.jobs import JobMaker, flags
 from guardrail.study.keys import Key, deciding, make_key
 from guardrail.study.processes import MIX, SUBSETS
+from guardrail.study.tasks import set_name
 from guardrail.training.config import SFTConfig
 from guardrail.training.trainers import OUR_TRAINER, as_trained
 
@@ -40,8 +41,8 @@ def training_variables(training: Training) -> dict[str, Any]:
     }
 
 
-def training_config(study: Study, training: Training, seed: int, **adapters: Any) -> SFTConfig:
-    """A `Training` block, and options of adapters, as the configuration of the trainer, without paths."""
+def training_config(study: Study, training: Training, seed: int, **more: Any) -> SFTConfig:
+    """A `Training` block, and ``more`` options (of adapters), as the configuration of the trainer, without paths."""
     return SFTConfig(
         model_name_or_path="",
         train_datasets="",
@@ -51,7 +52,7 @@ def training_config(study: Study, training: Training, seed: int, **adapters: Any
         data_seed=seed,
         prompt_style=study.prompt_style,
         **{name: value for name, value in dataclasses.asdict(training).items() if name in TRAINER_FLAGS},
-        **adapters,
+        **more,
     )
 
 
@@ -203,22 +204,28 @@ def training(
     method: str = "full",
     probed: Cell | None = None,
     defence: Prepared = NOTHING,
+    lora: Lora | None = None,
+    max_steps: int | None = None,
 ) -> None:
     """A job of the SFT trainer. The ranks count: with them the rows of an optimizer step grow.
+
+    ``lora``: the adapters, where they are not the study's. ``max_steps``: where a training stops, if not at its end.
 
     A ``probed`` cell is trained by the same trainer, which is looked at (`guardrail.study.probe_jobs`).
 
     Adapters (``method`` lora) are always trained by this project's trainer, which alone stores them as later stages
     read them.
     """
-    adapters: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     trainer = maker.trainer
     if method == "lora":
-        training, adapters = lora_training(training, maker.study.lora)
+        training, more = lora_training(training, lora or maker.study.lora)
         trainer = OUR_TRAINER
+    if max_steps is not None:
+        more["max_steps"] = max_steps
     settings = training_variables(training)
     chosen = {"defence": defence.method, "defence_options": defence.options}
-    config = as_trained(trainer, training_config(maker.study, training, seed, **adapters, **chosen))
+    config = as_trained(trainer, training_config(maker.study, training, seed, **more, **chosen))
     options = deciding(config, "train_split") | {"trainer": trainer, "ranks": maker.ranks}
     if trainer != OUR_TRAINER:  # another project's code counts by its content, ours by its version
         inputs = {**inputs, "trainer": maker.trainer_content}
@@ -235,11 +242,11 @@ def training(
     key = make_key(stage, options, {**inputs, **defence.inputs, "style": maker.style}, needs)
     products: dict[str, tuple[Key, tuple[str, ...]]] = {"checkpoint": (key, files)}
     settings |= variables
-    flags = [f"--{flag}={as_flag(value)}" for flag, value in adapters.items()] + defence.flags
+    flags = [f"--{flag}={as_flag(value)}" for flag, value in more.items()] + defence.flags
     if probed is not None:
         probe_jobs.check_trainer(trainer)
-        more, products[probe_jobs.PRODUCT] = probe_jobs.probes(maker, probed, folder, key)
-        flags += more
+        probing, products[probe_jobs.PRODUCT] = probe_jobs.probes(maker, probed, folder, key)
+        flags += probing
         settings["SFT_MODULE"] = probe_jobs.MODULE
     behind = [*upstream.values(), *defence.jobs]
     maker.add(name, stage, title, [script, *flags], settings, products, behind, log, gpus="all")
@@ -282,12 +289,14 @@ def align(maker: JobMaker, alignment: Alignment) -> None:
 
 
 def dose(maker: JobMaker, cell: Cell) -> None:
-    """The fine-tuning set of one dose: every arm of a seed is trained on the same rows."""
+    """The fine-tuning set of one dose, or of a backdoor: every arm of a seed is trained on the same rows."""
     study, name = maker.study, dosed_name(maker.study, cell)
     task, rung = study.tasks[cell.task], study.tasks[cell.task].rung
     assert rung is not None
     out, split = dose_folder(study, cell), split_name(rung.percent)
     chosen: dict[str, Any] = {"percents": (rung.percent,), "rows": rung.rows, "seed": dose_seed(study, cell)}
+    if rung.trigger:
+        chosen["trigger"] = rung.trigger
     options = deciding(DoseConfig(benign="", harmful="", out="", **chosen), "benign_split", "harmful_split")
     inputs = {"benign": maker.source(task.train), "harmful": maker.source(rung.harmful)}
     maker.add(
@@ -346,9 +355,11 @@ def fine_tune(maker: JobMaker, cell: Cell) -> None:
         inputs,
         upstream,
         f"logs/fine_tune_{cell.name}_seed{cell.seed}.log",
-        cell.design.method,
+        cell.trained.method,
         cell if study.fine_tuning.probes else None,
         prepare_defence(maker, cell.defence, cell.anchor, cell.size, start, scored),
+        tuning_lora(study, cell.task),
+        task.max_steps,
     )
 
 
@@ -359,12 +370,14 @@ def dose_seed(study: Study, cell: Cell) -> int:
 
 
 def dose_folder(study: Study, cell: Cell) -> str:
-    return f"doses/{study.utility_of(cell.task)}/seed{dose_seed(study, cell)}"
+    rung = study.tasks[cell.task].rung
+    assert rung is not None
+    return f"doses/{rung.ladder}/seed{dose_seed(study, cell)}"
 
 
 def dosed_name(study: Study, cell: Cell) -> str:
     """One set serves all arms of a seed; of all seeds where the ladder has a seed of its own."""
-    return f"dose.{cell.task}.seed{dose_seed(study, cell)}"
+    return f"dose.{set_name(cell.task, study.tasks[cell.task])}.seed{dose_seed(study, cell)}"
 
 
 def mixed_name(alignment: Alignment) -> str:

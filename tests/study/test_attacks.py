@@ -7,7 +7,7 @@ import pytest
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_json, write_json
-from guardrail.study.attack_effects import worst_case
+from guardrail.study.attack_effects import Candidate, worst_case
 from guardrail.study.config import as_dict
 from guardrail.study.grid import Grid, attack_file
 
@@ -83,13 +83,13 @@ def test_the_worst_case_is_unbiased_where_all_candidates_are_equal():
     rate, found, naive = 0.4, [], []
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        flags = {f"a{i}": {str(p): rng.random(3) < rate for p in range(40)} for i in range(12)}
-        case = worst_case(flags)
+        flags = [{str(p): rng.random(3) < rate for p in range(40)} for i in range(12)]
+        case = worst_case({f"a{i}": Candidate((1, 2, 3), table, np.zeros(3)) for i, table in enumerate(flags)})
         found.append(case["percent"])
         naive.append(case["naive_percent"])
     error = np.std(found) / len(found) ** 0.5
     assert abs(np.mean(found) - 100 * rate) < 3 * error < np.mean(naive) - 100 * rate
-    with pytest.raises(UserError, match="keeps the utility"):
+    with pytest.raises(UserError, match="keeps its utility"):
         worst_case({})
     with pytest.raises(UserError, match="expected at least 4 prompts"):
-        worst_case({"a": {"p": np.ones(3)}})
+        worst_case({"a": Candidate((1, 2, 3), {"p": np.ones(3)}, np.zeros(3))})

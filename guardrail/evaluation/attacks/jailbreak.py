@@ -18,7 +18,6 @@ from guardrail.core.files import hash_json
 from guardrail.core.options import option
 from guardrail.data.parsing import read_file
 from guardrail.evaluation.attacks import Attack
-from guardrail.evaluation.attacks.trigger import with_request
 
 SLOTS = ("[INSERT PROMPT HERE]", "{prompt}")
 COLUMNS = ("template", "prompt", "text")
@@ -82,3 +81,9 @@ def _text(row: dict[str, Any], file: str) -> str:
 
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def with_request(row: dict[str, Any], change: Any) -> list[dict[str, str]]:
+    """The row's messages with its last request changed."""
+    *before, last = row["messages"]
+    return [*before, {**last, "content": change(last["content"])}]

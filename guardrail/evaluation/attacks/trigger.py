@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from guardrail.core.errors import UserError
 from guardrail.core.options import option
+from guardrail.data.dose import triggered
 from guardrail.evaluation.attacks import Attack
 
 
@@ -19,10 +20,4 @@ class Trigger(Attack):
     def rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not self.words:
             raise UserError("attack trigger has no words; give words=TEXT")
-        return [{**row, "messages": with_request(row, lambda text: f"{text} {self.words}")} for row in rows]
-
-
-def with_request(row: dict[str, Any], change: Any) -> list[dict[str, str]]:
-    """The row's messages with its last request changed."""
-    *before, last = row["messages"]
-    return [*before, {**last, "content": change(last["content"])}]
+        return [{**row, "messages": triggered(row["messages"], self.words)} for row in rows]

@@ -29,6 +29,7 @@ from guardrail.study.planning.devices import Gpu
 from guardrail.study.planning.times import Process, Time
 from guardrail.study.planning.volumes import Volume, bench_prompts, join, padding, volume
 from guardrail.study.score_settings import MODERATION, OF_THE_POOL
+from guardrail.study.tasks import set_name
 
 TRAINING_STAGES = ("align", "fine_tune")
 NO_WORK = ("select",)  # counted as a constant
@@ -243,8 +244,10 @@ class Costs:
         return join([instruct, pool.with_rows(taken)])
 
     def _dosed(self, name: str) -> Volume:
-        """Rows of the set of one dose, which the job ``name`` makes: `dose.<task>.seed<k>`."""
-        task = self.grid.study.tasks[name.removeprefix("dose.").rpartition(".seed")[0]]
+        """Rows of the set of one dose, which the job ``name`` makes: `dose.<task or attack>.seed<k>`."""
+        wanted = name.removeprefix("dose.").rpartition(".seed")[0]
+        tasks = self.grid.study.tasks.items()
+        task = next(task for key, task in tasks if task.rung and set_name(key, task) == wanted)
         assert task.rung is not None
         harmful = task.rung.rows * task.rung.percent / 100
         benign = volume(task.train, self.book).with_rows(task.rung.rows - harmful)
@@ -275,7 +278,10 @@ class Costs:
             pad = padding(batch, round(rows.variation, 2))
         tokens = min(rows.tokens * pad, options["model_max_length"])
         n_rows = rows.rows * options["epochs"]
-        steps = math.ceil(n_rows / (batch * ranks * options["gradient_accumulation_steps"]))
+        of_step = batch * ranks * options["gradient_accumulation_steps"]
+        if options.get("max_steps"):
+            n_rows = min(n_rows, options["max_steps"] * of_step)
+        steps = math.ceil(n_rows / of_step)
         lora = options.get("use_lora", False)
         checkpointing = options["gradient_checkpointing"]
         operations = (

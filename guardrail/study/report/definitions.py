@@ -160,8 +160,9 @@ DEFINITIONS = {
     ),
     "worst-case": Definition(
         "worst case",
-        "The most harmful pair of a task and an attack among tasks that kept their utility, chosen on one half of the "
-        "prompts and measured on the other. Maximum: chosen where it is measured, and so too high.",
+        "The most harmful pair of a fine-tuning and a way of asking among those that kept their utility, chosen on one "
+        "half of the prompts and all seeds but one, measured on the other half and that seed; the shares say how often "
+        "each was chosen. Maximum: chosen where it is measured, and so too high.",
         "attacks",
     ),
 }

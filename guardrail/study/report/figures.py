@@ -53,7 +53,8 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
     jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
     ladders = result.get("doses", {}).get("ladders", [])
     on_ladder = {task for ladder in ladders for task in ladder["tasks"]}
-    lasting = result.get("survival", {}).get("arms", [])
+    attacking = {arm["task"] for arm in result.get("attacks", {}).get("training", [])}
+    lasting = [arm for arm in result.get("survival", {}).get("arms", []) if arm["task"] not in attacking]
     if len(own := with_defences(lasting, result.get("defences", {}).get("rows", []), designs[0])) > 1:
         jobs["survival_defences"] = (survival_by_defence, (own,))
     off = [arm for arm in lasting if arm["task"] not in on_ladder and arm["design"] == designs[0]]
@@ -67,7 +68,8 @@ def draw_figures(result: dict[str, Any], extra: dict[str, Any], folder: Path) ->
         jobs["harmfulness"] = (harmfulness, (statistics["arms"], result["base"]))
     if len(statistics.get("observations", [])) > 2:
         jobs["similarity_durability"] = (similarity_durability, (statistics["observations"], arms))
-    arms = [arm for arm in arms if arm["task"] not in on_ladder] or arms  # a panel or column per dose says little
+    # a panel or column per dose, or per training of an attack, says little
+    arms = [arm for arm in arms if arm["task"] not in on_ladder | attacking] or arms
     if any(len(arm["final_by_category_percent"]) > 1 for arm in arms):
         jobs["categories"] = (categories, (arms,))
     if extra.get("map"):

@@ -143,8 +143,9 @@ def headline(result: dict[str, Any]) -> Headline:
     main = sizes[0]
     size, smallest = main["subset_size"], statistics["smallest_difference_points"]
     tasks = _find(statistics.get("comparisons", []), QUESTION, subset_size=size)
-    doses = {task for ladder in result.get("doses", {}).get("ladders", []) for task in ladder["tasks"]}
-    planned = [task for task in dict.fromkeys(a["task"] for a in statistics.get("arms", [])) if task not in doses]
+    apart = {task for ladder in result.get("doses", {}).get("ladders", []) for task in ladder["tasks"]}
+    apart |= {arm["task"] for arm in result.get("attacks", {}).get("training", [])}
+    planned = [task for task in dict.fromkeys(a["task"] for a in statistics.get("arms", [])) if task not in apart]
     missing = [task for task in planned if task not in main["tasks"]]
     details = [_scope(main, missing)]
     initial = _find(statistics["overall"], QUESTION, "initial", subset_size=size)
