@@ -171,6 +171,8 @@ STUDY_BLOCKS = (
     "Equivalence",
     "Evaluation",
     "Judge",
+    "TrainingAttack",
+    "Backdoor",
 )
 ROOMS = (
     "study",
@@ -245,7 +247,7 @@ def options_page(name: str) -> str:
 
 def study_page() -> str:
     """The reference page of a study file: every block of the schema."""
-    modules = [importlib.import_module(f"guardrail.study.{name}") for name in ("config", "tasks")]
+    modules = [importlib.import_module(f"guardrail.study.{name}") for name in ("config", "tasks", "attack_settings")]
     lines = ["# Options: a study file", "", "The keys of `configs/studies/*.yaml`. Unknown keys are refused.", ""]
     for name in STUDY_BLOCKS:
         block = next(getattr(module, name) for module in modules if hasattr(module, name))

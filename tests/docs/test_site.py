@@ -49,16 +49,16 @@ def test_a_page_says_what_the_code_says(hooks):
 
 
 def test_every_block_of_a_study_file_is_on_its_page(hooks):
-    from guardrail.study import config, tasks
+    from guardrail.study import attack_settings, config, tasks
 
     blocks = {
         name
-        for module in (config, tasks)
+        for module in (config, tasks, attack_settings)
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and hasattr(value, "__dataclass_fields__")
     }
-    # a study file writes a design as text: mixed, adapter+lora; and a rung is what a dose expands to
-    assert blocks - {"Design", "Rung"} == set(hooks.STUDY_BLOCKS)
+    # a study file writes a design as text: mixed, adapter+lora; a rung is what a dose expands to, an arm what an attack
+    assert blocks - {"Design", "Rung", "AttackArm", "Plain"} == set(hooks.STUDY_BLOCKS)
 
 
 def test_every_room_has_a_page(hooks):
