@@ -25,6 +25,7 @@ from guardrail.core.errors import UserError, shortened, unknown
 
 ERROR_FILE_VARIABLE = "GUARDRAIL_ERROR_FILE"
 USER_ERROR_EXIT_CODE = 2
+LONGEST_LIST = 20  # entries that a terminal shows of a list
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 owns_process = False  # whether `run` runs this process: then what it imports is nobody else's concern
 
@@ -134,7 +135,8 @@ def run(
 ) -> NoReturn:
     """Call ``main``, print its result as the last stdout line (rank 0), turn ``UserError`` into exit code 2.
 
-    ``exit_code`` maps a result to the exit code, for stages that can finish and still report failures.
+    ``exit_code`` maps a result to the exit code, for stages that can finish and still report failures. On a terminal
+    long lists are cut (`cut_lists`): the plan of a whole study names a thousand jobs. A pipe or file gets all of it.
     """
     global owns_process
     owns_process = True
@@ -151,11 +153,23 @@ def run(
     if result is not None and int(os.environ.get("RANK", "0")) == 0:
         try:
             sys.stdout.flush()
-            print(json.dumps(result, ensure_ascii=False, default=str), flush=True)
+            shown = cut_lists(result) if sys.stdout.isatty() else result
+            print(json.dumps(shown, ensure_ascii=False, default=str), flush=True)
         except BrokenPipeError:
             leave_if_nobody_reads()
             raise
     sys.exit(exit_code(result) if result is not None else 0)
+
+
+def cut_lists(value: Any, most: int = LONGEST_LIST) -> Any:
+    """``value`` with every list of more than ``most`` entries cut to its first two and how many there are."""
+    if isinstance(value, dict):
+        return {name: cut_lists(one, most) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        if len(value) > most:
+            return [*(cut_lists(one, most) for one in value[:2]), f"... {len(value)} in all"]
+        return [cut_lists(one, most) for one in value]
+    return value
 
 
 def leave_if_nobody_reads() -> None:

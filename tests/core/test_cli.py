@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pty
 import subprocess
 import sys
 import textwrap
@@ -86,6 +88,21 @@ def test_result_is_the_last_stdout_line(tmp_path):
     assert done.returncode == 0
     assert json.loads(done.stdout.splitlines()[-1]) == {"n": 3}
     assert "working" in done.stderr
+
+
+def test_a_terminal_sees_the_beginning_of_a_long_list_and_a_pipe_all_of_it(tmp_path):
+    """The plan of a whole study names a thousand jobs: two hundred thousand characters on a screen."""
+    result = "{'run': {'jobs': [str(i) for i in range(999)]}, 'few': [1, 2]}"
+    script = tmp_path / "long.py"
+    script.write_text(f"from guardrail.core.cli import run; run(lambda: {result})")
+    piped = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    assert len(json.loads(piped)["run"]["jobs"]) == 999
+    screen, terminal = pty.openpty()
+    subprocess.run([sys.executable, str(script)], stdout=terminal, check=True)
+    os.close(terminal)
+    seen = os.read(screen, 100_000).decode()
+    os.close(screen)
+    assert json.loads(seen.splitlines()[-1]) == {"run": {"jobs": ["0", "1", "... 999 in all"]}, "few": [1, 2]}
 
 
 def test_user_error_is_one_line_and_exit_code_2(tmp_path):
