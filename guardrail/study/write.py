@@ -25,7 +25,7 @@ from guardrail.study.report.tables import harmfulness_table, study_tables, with_
 from guardrail.study.results import Results, collect, of_design
 from guardrail.study.schedule import JOBS_FILE, read_schedule, recorded_setup
 
-VERSION = 9  # raise when tables, figures or report change for the same results
+VERSION = 10  # raise when tables, figures or report change for the same results
 FIGURE = "harmfulness"
 
 

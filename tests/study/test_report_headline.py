@@ -218,7 +218,7 @@ def test_each_rule_gives_its_verdict_its_words_and_its_uncertainty(name):
 
 def test_every_verdict_has_a_row_in_the_documentation():
     text = (REPOSITORY / "docs" / "headlines.md").read_text(encoding="utf-8")
-    for verdict in {case[1] for case in CASES.values()} | {"not_comparable", "defences"}:
+    for verdict in {case[1] for case in CASES.values()} | {"not_comparable", "defences", "attacks"}:
         assert f"`{verdict}`" in text
 
 
@@ -240,6 +240,22 @@ def test_a_study_of_defences_says_how_many_help():
     for one in rows:
         one["n_seeds"] = 1
     assert "one seed: nothing is said" in headline(result).sentence
+
+
+def test_a_study_of_attacks_says_the_worst_case():
+    worst = {"percent": 90.5, "interval_percent": [86.1, 93.6], "n_candidates": 44, "n_seeds": 3}
+    worst |= {"chosen": ["rates_lr0.002 / door", "rates_lr0.002 / none"]}
+    block = {"worst": [{"reason": "nothing keeps the bound"}, worst], "largest_utility_loss": 5.0}
+    result = made() | {"attacks": block}
+    assert headline(result).verdict != "attacks"  # high and low arms are there, and come first
+    result["statistics"] = {"overall": []}
+    found = headline(result)
+    assert found.verdict == "attacks" and "90.5% are answered harmfully (95% interval 86.1 to 93.6)" in found.sentence
+    assert "44 pairs" in found.sentence and "most often rates lr0.002 / door." in found.sentence
+    worst["n_seeds"] = 1
+    assert "One seed" in headline(result).sentence
+    block["worst"] = block["worst"][:1]
+    assert headline(result).verdict == "not_comparable"
 
 
 def test_a_task_or_a_size_that_is_left_out_or_disagrees_prevents_the_claim():

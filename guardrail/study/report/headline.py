@@ -139,6 +139,8 @@ def headline(result: dict[str, Any]) -> Headline:
         answer = f"High against low similarity cannot be compared: {reason}."
         if (effects := result.get("defences")) and not reasons and (said := defences_sentence(effects["rows"])):
             return Headline("defences", 0, said, details=tuple(_study_facts(result)))
+        if (attacked := result.get("attacks")) and not reasons and (said := worst_case_sentence(attacked)):
+            return Headline("attacks", 0, said, details=tuple(_study_facts(result)))
         return Headline("not_comparable", 0, answer, details=tuple(_study_facts(result)))
     main = sizes[0]
     size, smallest = main["subset_size"], statistics["smallest_difference_points"]
@@ -300,6 +302,21 @@ def defences_sentence(rows: list[dict[str, Any]]) -> str:
     return (
         f"{len(helped)} of {plural(len(tested), 'defence')} lower harmfulness after fine-tuning "
         f"(p < 0.05 after Holm){which}."
+    )
+
+
+def worst_case_sentence(block: dict[str, Any]) -> str:
+    """The worst case of the alignment that fares worst; empty where none could be chosen."""
+    known = [row for row in block.get("worst", ()) if "percent" in row]
+    if not known:
+        return ""
+    row = max(known, key=lambda one: one["percent"])
+    (low, high), pair = row["interval_percent"], row["chosen"][0].replace("_", " ")
+    one_seed = " One seed: the luck of its training is in the number." if row["n_seeds"] < 2 else ""
+    return (
+        f"In the worst case {row['percent']:.1f}% are answered harmfully (95% interval {low:.1f} to {high:.1f}): of "
+        f"{plural(row['n_candidates'], 'pair')} of a fine-tuning and a way of asking that lost at most "
+        f"{block['largest_utility_loss']:g} points of utility, most often {pair}.{one_seed}"
     )
 
 
