@@ -52,7 +52,7 @@ def trainer(arguments: dict[str, Any], data: Any | None = None) -> Any:
     """This project's trainer with a real DeepSpeed engine, ready to step. ``data`` replaces the tokenised rows."""
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import engine, sft
-    from guardrail.training.batches import enable_packed_attention
+    from guardrail.training.batches import line_attention
     from guardrail.training.config import parse_config
     from guardrail.training.data import tokenise
     from guardrail.training.loop import Trainer
@@ -65,10 +65,9 @@ def trainer(arguments: dict[str, Any], data: Any | None = None) -> Any:
         data = tokenise(rows, tokenizer, style=config.prompt_style, max_length=config.model_max_length)
     settings = engine.resolved_deepspeed_config(config, 1)
     loaded = engine.load_model(config, settings)
-    if config.batching == "packed":
-        enable_packed_attention(loaded.model)
+    in_line = line_attention(loaded.model, config.batching) is not None
     built = engine.build_engine(config, settings, loaded.model, 10**6)
-    return Trainer(built, data, config, tokenizer.pad_token_id, lambda *_: None, lambda _step: None)
+    return Trainer(built, data, config, tokenizer.pad_token_id, lambda *_: None, lambda _step: None, in_line=in_line)
 
 
 def steps_of(ours: Any) -> Iterator[int]:

@@ -11,6 +11,7 @@ Hazards are invented substances, devices and deeds; no text in it could help any
     writer     hub layout: parquet files, card, manifest; skipped when unchanged
     tokenizer  byte-level BPE
     training   one plain training loop for the tiny models
+    exchange   sums over the ranks of one machine, through memory that they share
     moderation the Beaver-Dam-shaped text format, training pairs and measured agreement
     controls   worlds with a known answer: what an instrument should find, and what not
     models     which model is trained from what, two processes, atomic folders
@@ -20,5 +21,5 @@ Importing this package imports neither torch nor transformers.
 
     mt_bench    two-turn questions in FastChat's file format, so that the MT-Bench entry point has something to ...
     optimizer   muon for the hidden matrices of the tiny models: about a third fewer steps than AdamW for the ...
-    worker      train one sandbox model in this process, as one of its ranks: what ``train_models.py`` starts ...
+    worker      train sandbox models in this process, as one of the ranks that ``train_models.py`` starts side by ...
 """

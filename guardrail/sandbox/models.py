@@ -4,10 +4,10 @@
     chat        base + split ``instruct``, no safety data: the model that representations come from
     moderation  LlamaForSequenceClassification with Beaver-Dam's 14 labels: the base model's body, ``moderation_train``
 
-``base`` trains first, on two ranks; then ``chat`` and ``moderation`` side by side, one rank each. A rank is a process
-of one thread, and their numbers are fixed, so that weights do not depend on how many cores there are. Each folder
-appears whole or not at all and carries ``training.json``; a folder whose fingerprint (data, options, format of the
-text) is unchanged is left alone. One run at a time holds a model's lock.
+One after the other, by the same two ranks. A rank is a process of one thread, and there are always two, so that
+weights do not depend on how many cores there are. Each folder appears whole or not at all and carries
+``training.json``; a folder whose fingerprint (data, options, format of the text) is unchanged is left alone. One run at a
+time holds a model's lock.
 
 Known limit: bit-equal weights need the same machine type and the same torch; other machines differ in the last digits.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import subprocess
@@ -39,19 +40,18 @@ from guardrail.core.files import (
     write_json,
 )
 from guardrail.core.places import IMPORT_ROOT, SANDBOX_DATA, SANDBOX_MODELS
-from guardrail.core.ranks import is_main
+from guardrail.core.ranks import barrier, is_main
 from guardrail.sandbox.lexicon import CATEGORY_NAMES
-from guardrail.sandbox.training import Example, TrainOptions, train
+from guardrail.sandbox.training import Example, TrainOptions, shared, train
 from guardrail.sandbox.writer import parquet_name
 
 STYLE = "llama2_base"
 NEEDED_BYTES = 100 * 2**20
 TRAINING_RECORD = "training.json"
 AGREEMENT_RECORD = "agreement.json"
-CODE_VERSION = 3  # raise it when a change here changes weights
+CODE_VERSION = 4  # raise it when a change here changes weights
 STAGES = ("base", "chat", "moderation")
-WAVES: tuple[tuple[str, ...], ...] = (("base",), ("chat", "moderation"))  # stages of a wave run side by side
-RANKS = {"base": 2, "chat": 1, "moderation": 1}
+RANKS = 2
 DATA_OF = {
     "base": ("base",),
     "chat": ("base", "instruct"),
@@ -60,7 +60,7 @@ DATA_OF = {
 OPTIONS = {
     "base": TrainOptions(learning_rate=5e-3, matrix_learning_rate=0.02, tokens_per_batch=2048),
     "chat": TrainOptions(learning_rate=5e-4, tokens_per_batch=1024),
-    "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1024),
+    "moderation": TrainOptions(learning_rate=1e-3, tokens_per_batch=1024, learnt_loss=0.01),
 }
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 128,
@@ -105,7 +105,7 @@ def fingerprint(stage: str, data: str | Path, seed: int, row_limit: int | None) 
             read_split(data, split)  # raises the error
     before = [fingerprint("base", data, seed, row_limit)] if stage != "base" else []
     files = {split: hash_file(Path(data) / parquet_name(split)) for split in DATA_OF[stage]}
-    options = [asdict(OPTIONS[stage]), RANKS[stage], ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
+    options = [asdict(OPTIONS[stage]), RANKS, ARCHITECTURE, VOCABULARY_SIZE, FRAME_REPEATS]
     return hash_json([CODE_VERSION, stage, before, files, options, _text_format(), seed, row_limit])
 
 
@@ -128,6 +128,16 @@ def _language_examples(rows: list[dict[str, Any]], tokenizer: Any) -> list[Examp
     return [Example(e.input_ids, e.labels(train_on="all_assistant_turns")) for e in encoded]
 
 
+@functools.lru_cache(maxsize=1)
+def _base_split(data: str) -> tuple[list[dict[str, Any]], Any]:
+    """Rows of split ``base`` and the tokenizer made of them: of one run, every model has the same."""
+    from guardrail.sandbox.splits import texts_of
+    from guardrail.sandbox.tokenizer import train_tokenizer
+
+    rows = read_split(data, "base")
+    return rows, train_tokenizer(text for row in rows for text in texts_of(row))
+
+
 def _save_model(model: Any, folder: Path) -> None:
     """Save, with the rotary base under transformers 4's name too: it would silently fall back to its default."""
     model.save_pretrained(folder)
@@ -143,8 +153,7 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     from transformers.utils import logging
 
     from guardrail.sandbox.moderation import agreement, encode_pair, moderation_probabilities
-    from guardrail.sandbox.splits import texts_of
-    from guardrail.sandbox.tokenizer import save_tokenizer, train_tokenizer
+    from guardrail.sandbox.tokenizer import save_tokenizer
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -157,8 +166,7 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
         if is_main():
             log(f"[{stage}] {text}")
 
-    base_rows = read_split(data, "base")
-    tokenizer = train_tokenizer(text for row in base_rows for text in texts_of(row))
+    base_rows, tokenizer = _base_split(data)
     options = TrainOptions(**{**asdict(OPTIONS[stage]), "seed": seed})
     record: dict[str, Any] = {}
     model: Any
@@ -171,27 +179,33 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
         model.model.load_state_dict(
             LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32).model.state_dict()
         )
-        examples = [Example(encode_pair(tokenizer, row["prompt"], row["response"]), row["labels"]) for row in rows]
+
+        def encode(part: list[dict[str, Any]]) -> list[Example]:
+            return [Example(encode_pair(tokenizer, row["prompt"], row["response"]), row["labels"]) for row in part]
+
+        examples = shared(rows, encode)
     elif stage == "base":
         rows = base_rows[:row_limit]
         model = LlamaForCausalLM(_configuration(LlamaConfig, tokenizer))
-        examples = _language_examples(rows, tokenizer)
+        examples = shared(rows, lambda part: _language_examples(part, tokenizer))
     else:
         rows = read_split(data, "instruct")[:row_limit]
         model = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
-        examples = _language_examples(rows, tokenizer)
+        examples = shared(rows, lambda part: _language_examples(part, tokenizer))
     report(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
     record["training"] = train(model, examples, options, tokenizer.pad_token_id, stage != "moderation", report)
+    held_out = read_split(data, "moderation_test") if stage == "moderation" else []
+    pairs = [(row["prompt"], row["response"]) for row in held_out]
+    probabilities = shared(pairs, lambda part: list(moderation_probabilities(model, tokenizer, part))) if pairs else []
     if not is_main():
         return
     with atomic_path(out / stage) as folder:
         _save_model(model, folder)
         save_tokenizer(tokenizer, folder)
         if stage == "moderation":
-            held_out = read_split(data, "moderation_test")
-            pairs = [(row["prompt"], row["response"]) for row in held_out]
-            probabilities = moderation_probabilities(model, tokenizer, pairs)
-            found = agreement(probabilities, [row["labels"] for row in held_out], [row["kind"] for row in held_out])
+            found = agreement(
+                torch.stack(probabilities), [row["labels"] for row in held_out], [row["kind"] for row in held_out]
+            )
             write_json(folder / AGREEMENT_RECORD, found)
             record["agreement"] = {name: found[name] for name in ("n", "flagged", "per_label_min", "exact_match")}
             report(
@@ -204,12 +218,12 @@ def _train_stage(stage: str, data: str, out: Path, seed: int, row_limit: int | N
     report(f"written to {out / stage} after {record['wall_sec']} s")
 
 
-def run_stage(stage: str, data: str, out: str | Path, seed: int, row_limit: int | None = None) -> None:
-    """Train one model in this process (one of its ranks) unless it is done."""
-    if is_done(stage, Path(out), fingerprint(stage, data, seed, row_limit)):
-        log(f"[{stage}] unchanged")
-    else:
-        _train_stage(stage, data, Path(out), seed, row_limit)
+def run_stages(stages: Sequence[str], data: str, out: str | Path, seed: int, row_limit: int | None = None) -> None:
+    """Train models in this process (one of the ranks), in the order of `STAGES`, whether they are there or not."""
+    for stage in STAGES:
+        if stage in stages:
+            _train_stage(stage, data, Path(out), seed, row_limit)
+            barrier()  # the next one reads what the first rank wrote
 
 
 @contextlib.contextmanager
@@ -227,34 +241,29 @@ def _locks(out: Path, stages: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _start(stage: str, common: list[str], folder: Path) -> list[subprocess.Popen]:
-    """The processes of one stage: a worker per rank, which meet in a file of ``folder``."""
-    package = str(IMPORT_ROOT)
+def _train_in_ranks(stages: Sequence[str], common: list[str]) -> None:
+    """Train ``stages`` in ranks that meet in a file; raise when one fails."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(part for part in (environment.get("PYTHONPATH"), package) if part)
-    environment |= {"WORLD_SIZE": str(RANKS[stage]), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "guardrail.sandbox.worker", "--stage", stage, *common]
-    command += ["--rendezvous", str(folder / stage)]
-    return [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(RANKS[stage])]
-
-
-def _run_side_by_side(stages: Sequence[str], common: list[str]) -> None:
-    """Run each stage in processes of its own; raise when one fails."""
+    paths = (environment.get("PYTHONPATH"), str(IMPORT_ROOT))
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in paths if part)
+    environment |= {"WORLD_SIZE": str(RANKS), "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "guardrail.sandbox.worker", "--stages", *stages, *common]
     with tempfile.TemporaryDirectory() as folder:
-        processes = [(stage, process) for stage in stages for process in _start(stage, common, Path(folder))]
+        command += ["--rendezvous", str(Path(folder) / "ranks")]
+        processes = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(RANKS)]
         try:
-            while any(process.poll() is None for _, process in processes):
-                if any(process.poll() for _, process in processes):
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
                     break  # the other ranks would wait for the one that failed
                 time.sleep(0.1)
         finally:
-            failed = sorted({stage for stage, process in processes if process.poll()})
-            for _, process in processes:
+            failed = any(process.poll() for process in processes)
+            for process in processes:
                 if process.poll() is None:
                     process.terminate()
                 process.wait()
     if failed:
-        raise UserError(f"training of {', '.join(failed)} failed; the reason is in the lines above")
+        raise UserError(f"training of {', '.join(stages)} failed; the reason is in the lines above")
 
 
 def train_models(
@@ -282,8 +291,8 @@ def train_models(
         common = ["--data", str(data), "--out", str(out), "--seed", str(seed)]
         if row_limit is not None:
             common += ["--row_limit", str(row_limit)]
-        for wave in WAVES:
-            _run_side_by_side([stage for stage in wave if stage in todo], common)
+        if todo:
+            _train_in_ranks(todo, common)
     result: dict[str, Any] = {stage: str(out / stage) for stage in STAGES if stage in stages}
     result["trained"] = todo
     if "moderation" in stages:

@@ -10,7 +10,8 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from guardrail.sandbox.exchange import Exchange
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -31,22 +32,13 @@ def orthogonalise(updates: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """For 2-D parameters only; equal shapes are orthogonalised in one batch, each rank doing its share of them."""
 
-    def __init__(self, parameters: Any, lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: Any, exchange: Exchange, lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @staticmethod
-    def _orthogonalise_shared(updates: torch.Tensor) -> torch.Tensor:
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
-            return orthogonalise(updates)
-        mine = slice(dist.get_rank(), None, dist.get_world_size())
-        out = torch.zeros_like(updates)
-        if len(updates[mine]):
-            out[mine] = orthogonalise(updates[mine])
-        dist.all_reduce(out)  # every other rank added zeros
-        return out
+        self.exchange = exchange
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        mine = slice(self.exchange.rank, None, self.exchange.ranks)
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
@@ -57,8 +49,13 @@ class Muon(torch.optim.Optimizer):
                 average.lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(average, group["momentum"])  # Nesterov
                 by_shape[tuple(parameter.shape)].append((parameter, update))
+            flat = torch.zeros(sum(p.numel() for pairs in by_shape.values() for p, _ in pairs))
+            parts = flat.split([pairs[0][0].numel() * len(pairs) for pairs in by_shape.values()])
+            for part, pairs in zip(parts, by_shape.values(), strict=True):
+                if updates := [update for _, update in pairs][mine]:
+                    part.view(len(pairs), *updates[0].shape)[mine] = orthogonalise(torch.stack(updates))
+            places = iter(self.exchange.sums(flat).split([p.numel() for pairs in by_shape.values() for p, _ in pairs]))
             for (rows, columns), pairs in by_shape.items():
-                updates = self._orthogonalise_shared(torch.stack([update for _, update in pairs]))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.add_(update, alpha=-scale)
+                for parameter, _ in pairs:
+                    parameter.add_(next(places).view_as(parameter), alpha=-scale)  # every other rank added zeros

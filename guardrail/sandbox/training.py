@@ -15,9 +15,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from guardrail.sandbox.exchange import Exchange
 
 PROGRESS_EVERY_SEC = 5.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class TrainOptions:
     """Options of one run. Batches hold up to ``tokens_per_batch`` padded tokens of rows of similar length.
 
     ``learning_rate`` is AdamW's; with ``matrix_learning_rate`` the hidden matrices are trained by Muon at that rate.
+
+    With ``learnt_loss`` (classifiers), rows whose loss per label is below it are left out of the backward pass once
+    ``learnt_after`` of the steps are done: two thirds of a step's work for gradients that are next to nothing. They
+    keep counting in the mean.
     """
 
     learning_rate: float
@@ -35,6 +43,8 @@ class TrainOptions:
     decay_fraction: float = 0.4
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    learnt_loss: float | None = None
+    learnt_after: float = 0.1
     seed: int = 0
 
 
@@ -69,7 +79,7 @@ def rate_factor(step: int, total: int, options: TrainOptions) -> float:
     return min(1.0, (step + 1) / warmup, max(0.05, (total - step) / decay))
 
 
-def make_optimizers(model: Any, options: TrainOptions) -> list[Any]:
+def make_optimizers(model: Any, options: TrainOptions, exchange: Exchange) -> list[Any]:
     """AdamW for everything, or AdamW for embeddings, norms and heads and Muon for the hidden matrices."""
     import torch
 
@@ -82,7 +92,7 @@ def make_optimizers(model: Any, options: TrainOptions) -> list[Any]:
     adamw = torch.optim.AdamW(
         others, lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True
     )
-    return [adamw, Muon(matrices, lr=rate)] if rate else [adamw]
+    return [adamw, Muon(matrices, exchange, lr=rate)] if rate else [adamw]
 
 
 def rank_of_ranks() -> tuple[int, int]:
@@ -92,6 +102,18 @@ def rank_of_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def shared(rows: list[Any], work: Callable[[list[Any]], list[T]]) -> list[T]:
+    """``work(rows)``, a value per row, of which every rank does its part."""
+    import torch.distributed as dist
+
+    rank, ranks = rank_of_ranks()
+    if ranks == 1:
+        return work(rows)
+    parts: list[Any] = [None] * ranks
+    dist.all_gather_object(parts, work(rows[rank::ranks]))
+    return [parts[i % ranks][i // ranks] for i in range(len(rows))]
+
+
 def n_targets(batch: list[Example], per_token: bool) -> int:
     """How many terms the loss of a whole batch is the mean of: answer tokens, or rows times labels."""
     if per_token:
@@ -99,36 +121,80 @@ def n_targets(batch: list[Example], per_token: bool) -> int:
     return sum(len(example.labels) for example in batch)
 
 
+def states_at(body: Any, ids: Any, read: Any) -> Any:
+    """``body(ids).last_hidden_state[read]``, (n, D), of a ``LlamaModel`` for ``ids`` and a mask ``read``, both (B, T).
+
+    In the last block only keys and values of the other positions count: its output projection and its feed-forward
+    part are left out there. That is a tenth of the work of the language models, a fifth of the judge's.
+    """
+    import torch
+    from torch.nn import functional
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    hidden = body.embed_tokens(ids)  # (B, T, D)
+    angles = body.rotary_emb(hidden, position_ids=torch.arange(ids.shape[1])[None])
+    for block in body.layers[:-1]:
+        hidden = block(hidden, attention_mask=None, position_embeddings=angles)
+    block = body.layers[-1]
+    attention, inputs = block.self_attn, block.input_layernorm(hidden)
+    heads = (*ids.shape, -1, attention.head_dim)
+    query, key, value = (
+        part(inputs).view(heads).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *angles)
+    mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling)
+    states = hidden[read] + attention.o_proj(mixed.transpose(1, 2).flatten(2)[read])
+    return body.norm(states + block.mlp(block.post_attention_layernorm(states)))
+
+
+def unlearnt(model: Any, part: list[Example], pad_id: int, learnt_loss: float) -> list[Example]:
+    """Those rows of a classifier's ``part`` whose loss per label is at least ``learnt_loss``."""
+    import torch
+
+    with torch.no_grad():
+        losses = row_losses(model, part, pad_id).mean(1)
+    return [example for example, loss in zip(part, losses.tolist(), strict=True) if loss >= learnt_loss]
+
+
+def row_losses(model: Any, part: list[Example], pad_id: int) -> Any:
+    """A classifier's losses (B, labels)."""
+    import torch
+    from torch.nn import functional
+
+    width = max(len(example.input_ids) for example in part)
+    ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e.input_ids)) for e in part])  # (B, T)
+    target = torch.tensor([example.labels for example in part], dtype=torch.float32)
+    last = torch.tensor([len(example.input_ids) - 1 for example in part])
+    logits = model.score(states_at(model.model, ids, torch.arange(width) == last[:, None]))
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
 def summed_loss(model: Any, part: list[Example], pad_id: int, per_token: bool) -> Any:
     """The loss of this rank's rows, summed over tokens (or rows and labels)."""
     import torch
     from torch.nn import functional
 
+    if not per_token:
+        return row_losses(model, part, pad_id).sum()
     width = max(len(example.input_ids) for example in part)
     # Right padding needs no mask: a causal model's real tokens never see it.
     ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e.input_ids)) for e in part])  # (B, T)
-    if not per_token:
-        target = torch.tensor([example.labels for example in part], dtype=torch.float32)
-        logits = model(input_ids=ids).logits
-        return functional.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-    labels = torch.tensor([e.labels + [-100] * (width - len(e.labels)) for e in part])  # (B, T)
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # (B, T-1, D)
-    kept = labels[:, 1:] != -100
-    logits = model.lm_head(hidden[kept])  # answer tokens only
-    return functional.cross_entropy(logits, labels[:, 1:][kept], reduction="sum")
+    # a position's target is the token behind it; the last position has none
+    targets = torch.tensor([e.labels[1:] + [-100] * (width - len(e.labels) + 1) for e in part])  # (B, T)
+    read = targets != -100
+    logits = model.lm_head(states_at(model.model, ids, read))  # answer tokens only
+    return functional.cross_entropy(logits, targets[read], reduction="sum")
 
 
-def share_gradients(model: Any, loss: float) -> float:
-    """Sum all gradients over the ranks in one message; returns the summed loss."""
+def share_gradients(model: Any, loss: float, exchange: Exchange) -> float:
+    """Sum all gradients over the ranks; returns the summed loss."""
     import torch
-    import torch.distributed as dist
 
     parameters = list(model.parameters())
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([*(p.grad.flatten() for p in parameters), torch.tensor([loss])])
-    dist.all_reduce(flat)
+    flat = exchange.sums(torch.cat([*(p.grad.flatten() for p in parameters), torch.tensor([loss])]))
     pieces = flat[:-1].split([p.numel() for p in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad.copy_(piece.view_as(parameter))
@@ -146,13 +212,16 @@ def train(
     """Train ``model`` in place. Returns steps, tokens, the mean loss of the last tenth and seconds."""
     import torch
 
+    from guardrail.sandbox.exchange import Exchange
+
     rank, ranks = rank_of_ranks()
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     lengths = [len(example.input_ids) for example in examples]
     epochs = [make_batches(lengths, options.tokens_per_batch, rng) for _ in range(options.epochs)]
     batches = [batch for epoch in epochs for batch in epoch]
-    optimizers = make_optimizers(model, options)
+    exchange = Exchange(sum(p.numel() for p in model.parameters()) + 1)
+    optimizers = make_optimizers(model, options, exchange)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     start = last_report = time.perf_counter()
@@ -164,12 +233,14 @@ def train(
             rates, (group for optimizer in optimizers for group in optimizer.param_groups), strict=True
         ):
             group["lr"] = rate * factor
-        loss = 0.0
-        if part := [examples[i] for i in rows[rank::ranks]]:
+        loss, part = 0.0, [examples[i] for i in rows[rank::ranks]]
+        if options.learnt_loss is not None and part and step >= options.learnt_after * len(batches):
+            part = unlearnt(model, part, pad_id, options.learnt_loss)
+        if part:
             total = summed_loss(model, part, pad_id, per_token) / n_targets([examples[i] for i in rows], per_token)
             total.backward()
             loss = float(total.detach())
-        losses.append(share_gradients(model, loss) if ranks > 1 else loss)
+        losses.append(share_gradients(model, loss, exchange) if ranks > 1 else loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,23 +1,27 @@
-"""Token tensors of a micro-batch, padded or packed, the attention that keeps packed rows apart, and the loss.
+"""Token tensors of a micro-batch, padded or in one line, the attention that keeps packed rows apart, and the loss.
 
 Padded rows have their pads on the right, so under causal attention no real token ever sees one: no attention mask is
 needed, and a pad id that is also a real token (EOS, unk) does no harm. Logits are computed for the tokens that have a
 label and for no other: with rows of different lengths, no two answers lie at the same positions.
 
-A packed batch is one line of tokens, (1, T), with row borders in ``cu_seq_lens_q``. Where the model's attention is the
-plain kind, ``packed_attention`` runs causal attention per row, rows of similar length together, at the cost of the rows
-and not of T x T. With flash-attention 2 its variable-length kernel does the same. Models with sliding windows or capped
-scores keep transformers' own block mask, made from the restarting position ids.
+A batch of ``packed`` or ``padding_free`` is one line of tokens, (1, T), with row borders in ``cu_seq_lens_q``. Where
+the model's attention is the plain kind, ``packed_attention`` runs causal attention per row, rows of similar length
+together, at the cost of the rows and not of T x T. With flash-attention 2 its variable-length kernel does the same.
+Models with sliding windows or capped scores keep transformers' own block mask, made from the restarting position ids,
+under ``packed``, and their pads under ``padding_free``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guardrail.core.errors import UserError
 from guardrail.data.prompts import IGNORE_INDEX
 from guardrail.training.data import TokenisedRows
 from guardrail.training.steps import Sequence
@@ -126,8 +130,42 @@ def token_losses(engine: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
+@contextlib.contextmanager
+def attention_of(model: Any, name: str) -> Iterator[None]:
+    """Inside, ``model`` attends as ``name`` does: to generate, with pads on the left and a cache, packed rows'
+    attention would be wrong."""
+    current = model.config._attn_implementation
+    if current == name:
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(current)
+
+
+def line_attention(model: Any, batching: str) -> str | None:
+    """The attention for micro-batches that are one line of tokens, switched on; None where they are padded.
+
+    So are those of ``padding_free`` where a model's attention is not the plain kind: the rows of a step are the same,
+    and the mask of a line would have the square of all its tokens.
+    """
+    plain = _is_plain(model.config) or model.config._attn_implementation == "flash_attention_2"
+    if batching == "packed" or (batching == "padding_free" and plain and model._supports_attention_backend):
+        return enable_packed_attention(model)
+    return None
+
+
 def enable_packed_attention(model: Any) -> str:
-    """Switch ``model`` to an attention that keeps rows apart; returns its name."""
+    """Switch ``model`` to an attention that keeps rows apart; returns its name.
+
+    Raises ``UserError`` for a model that does not tell its attention where rows end.
+    """
+    if not model._supports_attention_backend:
+        raise UserError(
+            f"the attention of {type(model).__name__} cannot keep packed rows apart; use --batching length_grouped"
+        )
     current = getattr(model.config, "_attn_implementation", "sdpa")
     if current == "flash_attention_2" or not _is_plain(model.config):
         return current

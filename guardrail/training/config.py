@@ -27,7 +27,7 @@ SCHEDULERS = (
     *("polynomial", "inverse_sqrt"),
 )
 LABEL_MASKS = ("exact", "align_anything")
-BATCHINGS = ("padded", "length_grouped", "packed")
+BATCHINGS = ("padded", "padding_free", "length_grouped", "packed")
 TURNS = ("last_assistant_turn", "all_assistant_turns")
 LOSS_AVERAGES = ("tokens", "micro_batch")
 LOG_TYPES = ("wandb", "tensorboard", "none")
@@ -143,7 +143,9 @@ class SFTConfig:
     train_on: str = option(
         "last_assistant_turn", "loss on the last answer, or on all_assistant_turns", parse=choice("train_on", TURNS)
     )
-    batching: str = option("padded", "padded, length_grouped or packed", parse=choice("batching", BATCHINGS))
+    batching: str = option(
+        "padded", "padded, padding_free, length_grouped or packed", parse=choice("batching", BATCHINGS)
+    )
     data_seed: int = option(0, "seed of the row order; 0 is align-anything's order, whatever its seed", parse=natural)
     reshuffle: bool = option(True, "a new order every epoch; False: the first one again, as align-anything")
     loss_average: str = option(

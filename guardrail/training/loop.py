@@ -35,7 +35,8 @@ class Trainer:
     """One run.
 
     ``on_log(step, losses, lr, totals)`` gets the losses since the last call, every ``logging_steps`` and before
-    every pause; ``on_pause(step)`` is called after the steps in ``pauses`` (saving, evaluation).
+    every pause; ``on_pause(step)`` is called after the steps in ``pauses`` (saving, evaluation). ``in_line``:
+    micro-batches are one line of tokens, for which the model's attention has to be switched (`batches.line_attention`).
     """
 
     engine: Any
@@ -45,6 +46,7 @@ class Trainer:
     on_log: Callable[[int, list[float], float, Totals], None]
     on_pause: Callable[[int], None]
     defence: Defence = field(default_factory=NoDefence)
+    in_line: bool = False
     losses: list[float] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
 
@@ -91,7 +93,7 @@ class Trainer:
         sequences = micro.sequences[of_rank]
         counted = self.config.loss_average == "micro_batch"
         repeated = tuple(flag and not counted for flag in micro.repeated[of_rank])
-        if self.config.batching == "packed":
+        if self.in_line:
             return packed_batch(self.data, sequences, repeated, self.engine.device)
         return padded_batch(self.data, sequences, repeated, self.pad_id, self.engine.device)
 

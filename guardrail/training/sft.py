@@ -192,7 +192,7 @@ def train(
     from guardrail.models.imports import lean_transformers
     from guardrail.models.loading import load_tokenizer
     from guardrail.training import checkpoint
-    from guardrail.training.batches import enable_packed_attention
+    from guardrail.training.batches import attention_of, line_attention
     from guardrail.training.engine import (
         build_engine,
         check_precision,
@@ -240,10 +240,12 @@ def train(
     check_setup(defence, config.defence, zero_stage(ds_config), config.dtype)
     loaded = load_model(config, ds_config)
     checkpoint.check_disk(config, loaded.n_parameters, loaded.n_trained_parameters)
-    attention = enable_packed_attention(loaded.model) if config.batching == "packed" else None
+    usual = loaded.model.config._attn_implementation
+    attention = line_attention(loaded.model, config.batching)
     defence.model(loaded.model)
     loaded.n_trained_parameters = n_trained(loaded.model)
     trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None, defence)
+    trainer.in_line = attention is not None
     per_epoch = trainer.steps_per_epoch()
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
     engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)
@@ -266,7 +268,7 @@ def train(
 
     def look(step: int) -> None:
         if observer is not None and step in looks:
-            with whole(engine), undisturbed(engine.module):
+            with whole(engine), undisturbed(engine.module), attention_of(engine.module, usual):
                 observer.look(step, engine.module, tokenizer)
 
     def evaluate(step: int) -> None:
@@ -312,7 +314,7 @@ def train(
         n=len(data),
         seeds={"seed": config.seed, "data_seed": config.data_seed},
         deepspeed=ds_config,
-        attention=attention or getattr(loaded.model.config, "_attn_implementation", None),
+        attention=attention or usual,
         label_mask_note=_mask_note(config),
         n_rows_cut=n_cut,
         n_rows_masked=sum(bool(mask_of(row)) for row in rows),

@@ -6,7 +6,8 @@ number of trained tokens of a step needs no communication.
 
 ``padded`` takes rows in the order of ``torch.utils.data.DistributedSampler``, the sampler of align-anything: ranks
 read the shuffled rows in turn, and the order is filled up to a multiple of the ranks by starting again. With
-``loss_average tokens`` such repeated rows carry no loss, so each row counts once per epoch.
+``loss_average tokens`` such repeated rows carry no loss, so each row counts once per epoch. ``padding_free`` has the
+plan of ``padded``: the same rows make a step, only laid end to end.
 """
 
 from __future__ import annotations

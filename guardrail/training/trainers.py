@@ -36,7 +36,8 @@ class Trainer:
 
     ``reads``: options that it honours; None: all. ``actual``: option -> what it does whatever it is told. ``ignored``:
     options that it does not read and that decide nothing. ``environment``: option -> the variable that it is read from.
-    An option that is none of these is refused. ``hidden``: files of its package that do not count as its code.
+    An option that is none of these is refused. ``equal``: values that mean what it does anyway. ``hidden``: files of
+    its package that do not count as its code.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Trainer:
     ignored: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    equal: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 ALIGN_ANYTHING = Trainer(
@@ -85,6 +87,7 @@ ALIGN_ANYTHING = Trainer(
     ignored=("cache_dir", "logging_steps", "max_dropped_fraction"),
     hidden=("configs/template.py",),  # ours lies there: its styles are in the key by what they render
     environment={"prompt_style": "PROMPT_STYLE", "ds_cfgs": "ZERO_STAGE_FILE"},
+    equal={"batching": ("padding_free",)},  # the same rows make a step, with pads between them
 )
 
 
@@ -140,7 +143,7 @@ def problem(module: str, config: SFTConfig, given: Collection[str]) -> str | Non
         return None
     for name, values in not_honoured(module, config).items():
         follows = name == "data_seed" and config.data_seed == config.seed
-        if name in given and not follows:
+        if name in given and not follows and values["asked"] not in trainer_of(module).equal.get(name, ()):
             return f"its {name} is always {values['done']!r}, not {values['asked']!r}"
     for item in options_of(SFTConfig):
         if item.name in given and not is_known(module, item.name) and getattr(config, item.name) != item.default:

@@ -85,10 +85,12 @@ def probed(document: dict, step: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_probes_equal_evaluations_of_the_same_weights(tmp_path, tiny_model) -> None:
+@pytest.mark.parametrize("batching", ["padded", "padding_free"])
+def test_probes_equal_evaluations_of_the_same_weights(tmp_path, tiny_model, batching) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
-    done = run(command(tmp_path, tiny_model))
+    flags = command(tmp_path, tiny_model, batching=batching)
+    done = run(flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     out = tmp_path / "out"
@@ -111,11 +113,11 @@ def test_probes_equal_evaluations_of_the_same_weights(tmp_path, tiny_model) -> N
     assert {(a.extra["prompt_id"], a.extra["step"]) for a in answers} == {(p["id"], s) for p in PROMPTS for s in steps}
 
     stamp = (out / SAFETY).stat().st_mtime_ns
-    again = run(command(tmp_path, tiny_model))
+    again = run(flags)
     assert again.returncode == 0 and "nothing to do" in again.stderr and (out / SAFETY).stat().st_mtime_ns == stamp
     (out / SAFETY).unlink()  # what was probed is gone: the training is done again, with the same weights
     weights = (out / "slice_end" / "model.safetensors").read_bytes()
-    assert run(command(tmp_path, tiny_model)).returncode == 0
+    assert run(flags).returncode == 0
     assert read_json(out / SAFETY)["results"] == document["results"]
     assert (out / "slice_end" / "model.safetensors").read_bytes() == weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -176,6 +177,75 @@ def test_orthogonalised_updates_have_singular_values_near_one():
         assert float(values.min()) > 0.5 and float(values.max()) < 1.5
 
 
+def test_states_at_the_read_positions_are_the_models_own(trained):
+    """Rows of unlike length with pads on the right, as in a batch: states and gradients."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from guardrail.sandbox.training import states_at
+
+    body = AutoModelForCausalLM.from_pretrained(trained / "base").model
+    generator = torch.Generator().manual_seed(0)
+    for width in (1, 2, 17):
+        ids = torch.randint(5, 60, (4, width), generator=generator)
+        read = torch.rand(4, width, generator=generator) < 0.4
+        read[:, -1] = True
+        found = []
+        for states in (body(input_ids=ids).last_hidden_state[read], states_at(body, ids, read)):
+            body.zero_grad()
+            states.square().sum().backward()
+            found.append([states.detach(), *(p.grad.clone() for p in body.parameters())])
+        for own, ours in zip(*found, strict=True):
+            torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_are_learnt_are_left_out_of_the_backward_pass(trained, tokenizer):
+    from transformers import AutoModelForSequenceClassification
+
+    from guardrail.sandbox.training import Example, row_losses, unlearnt
+
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "moderation")
+    part = [Example(encode_pair(tokenizer, f"How? {i}", "So." * i), [int(j == i) for j in range(14)]) for i in range(6)]
+    losses = row_losses(model, part, tokenizer.pad_token_id).detach().mean(1)
+    middle = float(losses.sort().values[3])
+    assert unlearnt(model, part, tokenizer.pad_token_id, middle) == [
+        part[i] for i in (losses >= middle).nonzero()[:, 0]
+    ]
+    assert unlearnt(model, part, tokenizer.pad_token_id, 0.0) == part
+    assert unlearnt(model, part, tokenizer.pad_token_id, 1e9) == []
+
+
+EXCHANGE = """
+import os, sys, torch, torch.distributed as dist
+from guardrail.sandbox import exchange
+from guardrail.sandbox.exchange import Exchange
+exchange.MEMORY = sys.argv[2]
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=3)
+exchange = Exchange(8)
+for turn in range(200):  # ranks of unlike speed: who is early must not write over what another one still reads
+    n = 1 + turn % 8
+    numbers = torch.arange(n) * 1.0 + 100 * rank + turn
+    assert exchange.sums(numbers).tolist() == [3.0 * i + 300 + 3 * turn for i in range(n)], (rank, turn)
+assert os.listdir(sys.argv[2]) == []
+"""
+
+
+def test_ranks_sum_through_shared_memory_and_leave_no_file(tmp_path):
+    common = {**os.environ, "WORLD_SIZE": "3", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "memory").mkdir()
+    command = [sys.executable, "-c", EXCHANGE, str(tmp_path / "meet"), str(tmp_path / "memory")]
+    ranks = [
+        subprocess.Popen(
+            command, env={**common, "RANK": str(rank)}, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for rank in range(3)
+    ]
+    for process in ranks:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+
+
 def test_folders_are_ordinary_hugging_face_folders(trained):
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -225,8 +295,8 @@ def test_two_ranks_train_what_one_trains(trained, data, tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    assert models.RANKS["base"] == 2
-    models.run_stage("base", str(data), tmp_path, seed=0, row_limit=ROWS)  # in this process: one rank
+    assert models.RANKS == 2
+    models.run_stages(["base"], str(data), tmp_path, seed=0, row_limit=ROWS)  # in this process: one rank
     two, one = (load_file(folder / "base" / "model.safetensors") for folder in (trained, tmp_path))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)

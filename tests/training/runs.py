@@ -151,6 +151,7 @@ SINGLE = {
     "offload": {"max_steps": 6, "ds_cfgs": "ds_z3_offload_config.json", "gradient_checkpointing": True},
     "packed": {"batching": "packed", "per_device_train_batch_size": 2, "train_size": 24},
     "packed-as-padded": {"per_device_train_batch_size": 24, "train_size": 24},
+    "padding-free": {"batching": "padding_free", "epochs": 4, "reshuffle": False},
     "grouped": {"batching": "length_grouped"},
     "turns": {"train_on": "all_assistant_turns", "max_steps": 2},
     "bf16": {"max_steps": 6, "bf16": True, "ds_cfgs": "ds_z2_config.json"},

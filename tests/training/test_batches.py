@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import toy
 
+from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
 from guardrail.data.rows import normalise_rows
-from guardrail.training.batches import enable_packed_attention, length_groups, packed_batch, padded_batch, summed_loss
+from guardrail.training.batches import (
+    enable_packed_attention,
+    length_groups,
+    line_attention,
+    packed_batch,
+    padded_batch,
+    summed_loss,
+)
 from guardrail.training.data import TokenisedRows, tokenise
 
 
@@ -162,3 +170,30 @@ def test_length_groups_hold_every_row_and_similar_lengths():
     for group in groups:
         sizes = [lengths[row] for row in group]
         assert max(sizes) <= 1.5 * min(sizes) + 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "batching", "attention"),
+    [
+        ({}, "padded", None),
+        ({}, "length_grouped", None),
+        ({}, "packed", "guardrail_packed"),
+        ({}, "padding_free", "guardrail_packed"),
+        ({"sliding_window": 16}, "padding_free", None),  # padded: the mask of a line has the square of its tokens
+        ({"sliding_window": 16}, "packed", "sdpa"),
+    ],
+)
+def test_which_batches_are_one_line(golden_model, changes, batching, attention):
+    model = load(golden_model)
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    assert line_attention(model, batching) == attention
+
+
+def test_a_model_that_does_not_tell_where_rows_end_is_padded_or_refused():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=1))
+    assert line_attention(model, "padding_free") is None
+    with pytest.raises(UserError, match="BloomForCausalLM cannot keep packed rows apart; use --batching"):
+        line_attention(model, "packed")

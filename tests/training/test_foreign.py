@@ -44,6 +44,12 @@ def package(tmp_path, monkeypatch) -> Path:
 # ---- what align-anything cannot do
 
 
+def test_the_padded_steps_of_align_anything_are_those_of_padding_free(package):
+    config = toy.config(**{**RUN, "batching": "padding_free"})
+    trainers.refuse(ALIGN_ANYTHING_TRAINER, config, {"batching"})
+    assert trainers.as_trained(ALIGN_ANYTHING_TRAINER, config).batching == "padded"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

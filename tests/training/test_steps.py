@@ -10,7 +10,7 @@ from guardrail.training.steps import deal, pack, plan_epoch
 OPTIONS = {"accumulation": 2, "max_length": 64, "seed": 3, "epoch": 1, "reshuffle": True}
 
 
-@pytest.mark.parametrize("batching", ["padded", "length_grouped", "packed"])
+@pytest.mark.parametrize("batching", ["padded", "padding_free", "length_grouped", "packed"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("n_rows", [1, 2, 7, 50])
 def test_every_row_counts_exactly_once_per_epoch(batching, world_size, n_rows):

@@ -156,6 +156,17 @@ def test_a_packed_step_is_the_padded_step_on_the_same_rows(single):
 
 
 @pytest.mark.slow
+def test_padding_free_steps_are_the_padded_steps(single):
+    """The same rows make a step; what is left is the order in which numbers are added."""
+    free, padded = single / "padding-free", single / "exact"
+    record, other = runs.record(free), runs.record(padded)
+    assert record["padding_fraction"] == 0 < other["padding_fraction"]
+    assert (record["n_steps"], record["attention"]) == (other["n_steps"], "guardrail_packed")
+    assert runs.losses(free) == pytest.approx(runs.losses(padded), rel=1e-3)
+    assert runs.losses(free)[0] == pytest.approx(runs.losses(padded)[0], rel=1e-6)
+
+
+@pytest.mark.slow
 def test_length_grouped_pads_less(single):
     grouped, padded = runs.record(single / "grouped"), runs.record(single / "exact")
     assert grouped["padding_fraction"] < 0.6 * padded["padding_fraction"]

@@ -97,7 +97,9 @@ def _needs(parts: Parts, job: Job) -> list[tuple[tuple[Any, ...], Any, Any]]:
             content = read_json(DEEPSPEED_FOLDER / options["ds_cfgs"])
             settings = settings_of_training(content, **{**plain, "n_gpus": counter.ranks})
             rows = counter.rows_of(job)
-            pad = padding(options["per_device_train_batch_size"], round(rows.variation, 2))
+            pad = 1.0
+            if options.get("batching", "padded") == "padded":
+                pad = padding(options["per_device_train_batch_size"], round(rows.variation, 2))
             tokens = _tokens(rows, pad, options["model_max_length"])
             few, many = _probes(job, 1), _probes(job, PROBE_ROWS)  # too large a batch of answers is halved
             usual = estimate(counter.shape, "sft", settings, row_tokens=tokens[0], **few)
