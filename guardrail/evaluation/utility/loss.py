@@ -12,13 +12,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.core.batches import length_batches
+from guardrail.core.batches import length_order
 from guardrail.core.errors import UserError
 from guardrail.core.progress import progress
 from guardrail.core.ranks import gather, shard
 from guardrail.data.prompts import SupervisedExample, encode_supervised
 from guardrail.data.rows import Row
 from guardrail.models.loading import load_causal_lm
+from guardrail.models.memory import Budget
 
 BATCH_TOKENS = 8192
 
@@ -56,15 +57,28 @@ def heldout_losses(
 ) -> list[RowLoss]:
     """Losses of all rows, in order, on every rank (each computes its share). Call inside ``process_group()``.
 
-    A row whose answer was cut away entirely at ``max_length`` has ``n_tokens`` 0.
+    A row whose answer was cut away entirely at ``max_length`` has ``n_tokens`` 0. Batches that do not fit into memory
+    are halved. Raises ``UserError`` where one row alone does not fit.
     """
     examples = encode_rows(tokenizer, style, rows, max_length)
-    mine = shard(list(length_batches([len(example.input_ids) for example in examples], batch_tokens)))
+    lengths = [len(example.input_ids) for example in examples]
+    mine = shard(length_order(lengths))
     if model is None and mine:
         model = load_causal_lm(model_name_or_path, torch_dtype, trust_remote_code=trust_remote_code)
     sums: dict[int, tuple[float, int]] = {}
-    for batch in progress(mine, desc="held-out loss", unit="batch"):
-        sums.update(zip(batch, _batch_nll(model, [examples[i] for i in batch]), strict=True))
+
+    def compute(places: list[int]) -> list[tuple[float, int]]:
+        return _batch_nll(model, [examples[mine[place]] for place in places])
+
+    def too_long(place: int) -> str:
+        return (
+            f"the model does not fit in memory with one held-out row of {lengths[mine[place]]} tokens; cut it shorter"
+        )
+
+    with progress(total=len(mine), desc="held-out loss") as bar:
+        for places, found in Budget(batch_tokens).run([lengths[i] for i in mine], compute, too_long):
+            sums.update(zip((mine[place] for place in places), found, strict=True))
+            bar.update(len(places))
     merged: dict[int, tuple[float, int]] = {}
     for part in gather(sums):
         merged.update(part)

@@ -81,3 +81,29 @@ def test_no_answer_left_or_a_broken_model_is_no_number():
         heldout.summarise_losses([heldout.RowLoss("a", 0.0, 0, True)])
     with pytest.raises(UserError, match="not finite"):
         heldout.summarise_losses([heldout.RowLoss("a", float("nan"), 3, False)])
+
+
+def test_batches_that_do_not_fit_are_halved_and_one_row_alone_is_a_user_error(
+    model, tiny_model, tiny_tokenizer, samsum_file, monkeypatch
+):
+    import torch
+
+    rows = load_task("samsum", str(samsum_file)).rows
+    arguments = (str(tiny_model), tiny_tokenizer, "llama2_base", rows)
+    expected = heldout.heldout_losses(*arguments, model=model)
+    whole, sizes = heldout._batch_nll, []
+
+    def small(model, examples):
+        sizes.append(len(examples))
+        if len(examples) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, examples)
+
+    monkeypatch.setattr(heldout, "_batch_nll", small)
+    limit = 2
+    found = heldout.heldout_losses(*arguments, model=model)
+    assert max(sizes) > 2 and [one.n_tokens for one in found] == [one.n_tokens for one in expected]
+    assert [one.nll_nats for one in found] == pytest.approx([one.nll_nats for one in expected], rel=1e-5)
+    limit = 0
+    with pytest.raises(UserError, match="does not fit in memory with one held-out row"):
+        heldout.heldout_losses(*arguments, model=model)
