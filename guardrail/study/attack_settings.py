@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guardrail.core.errors import UserError, unknown
@@ -70,6 +71,14 @@ class Plain:
 
 def trains(raw: Mapping[str, Any]) -> bool:
     return raw.get("method") == FINE_TUNING
+
+
+def as_written(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The settings ``raw`` of a study file. Raises ``UserError`` where somebody wrote ``expanded``, which a study notes in its ``study_config.json``: an
+    attack named there would be taken for done, and trained nowhere."""
+    if "expanded" in raw and path.suffix != ".json":
+        raise UserError("expanded is written by the study itself; expected no such setting, take it out")
+    return raw
 
 
 def attack_options(raw: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from guardrail.evaluation.judges import single_judges
 from guardrail.evaluation.judges.beaver_dam import BeaverDam
 from guardrail.evaluation.safety.evaluate import SafetyConfig
 from guardrail.similarity.selection.options import SELECTORS, needs
-from guardrail.study.attack_settings import Plain, check_attack, expand_attacks, trains
+from guardrail.study.attack_settings import Plain, as_written, check_attack, expand_attacks, trains
 from guardrail.study.declaration import Primary
 from guardrail.study.defence_settings import DefenceSetting, read_setting
 from guardrail.study.prediction.options import Prediction
@@ -382,7 +382,7 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None, change
             raise UserError(f"{change!r} is no setting of {path}; expected key=value such as alignment.epochs=1")
         block[last] = yaml.safe_load(value)
     try:
-        study: Study = build(Study, {**raw, **(overrides or {})}, "")
+        study: Study = build(Study, {**as_written(raw, path), **(overrides or {})}, "")
         # what was declared is the file's: a run of a part of the study (`overrides`) does not change it
         whole: Study = build(Study, raw, "") if overrides and raw.get("primary") else study
         if whole.primary is not None:

@@ -267,3 +267,18 @@ def test_a_study_with_attacks_that_train_through_the_real_script(tmp_path: Path)
     asked = {row["messages"][0]["content"] for row in load_rows(folder / "doses" / "backdoor" / "seed1", "dose_50")}
     assert sum(text.endswith(DOOR["words"]) for text in asked) == 4 and len(asked) == 8
     assert (folder / "cells" / "adapters_lr0.01_lora__none" / "seed1" / "slice_end" / "adapter_config.json").is_file()
+
+
+def test_an_attack_cannot_be_switched_off_by_what_the_study_notes(tmp_path: Path) -> None:
+    resolved = as_dict(study(tmp_path, attacks=ATTACKS))
+    for name, told in (
+        ("mine.yaml", "mine.yaml: expanded is written by the study itself"),
+        ("study_config.json", None),
+    ):
+        file = tmp_path / name
+        write_json(file, resolved)  # JSON is YAML
+        if told is None:
+            assert "backdoor_steps5" in load_study(file).tasks
+            continue
+        with pytest.raises(UserError, match=told):
+            load_study(file)
