@@ -1,4 +1,4 @@
-"""Training speed: a plain PyTorch loop, this trainer (padded, packed), and align-anything's trainer where it is.
+"""Training speed: a plain PyTorch loop, this trainer, and align-anything's where it is.
 
     python benchmarks/training.py                                   # CPU, the 1M-parameter sandbox model, batch 8
     python benchmarks/training.py --align_anything_python aa-env/bin/python
@@ -6,9 +6,9 @@
 
 All contenders see the same rows. The in-process ones take turns in short blocks, so that a busy machine slows them
 alike; ratios are medians over the rounds. align-anything runs in its own process between two halves of the rounds.
-``ours_over_plain`` and ``ours_over_align_anything`` are ratios of steps per second, ``packed_over_padded_tokens`` of
-real tokens per second on rows with a long tail of lengths. Known limits: one process, no ZeRO partitioning; the GPU
-preset has not been run by its authors (no GPU at hand).
+``ours_over_plain`` and ``ours_over_align_anything`` are ratios of steps per second; ``packed_over_padded_tokens`` and
+``padding_free_over_padded_tokens`` of real tokens per second on rows with a long tail of lengths. Known limits: one
+process, no ZeRO partitioning; the GPU preset has not been run by its authors (no GPU at hand).
 """
 
 from __future__ import annotations
@@ -263,18 +263,21 @@ def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
             theirs.append(align_anything(args, flags, folder))
 
     rounds = take_turns({"plain": plain, "ours": steps_of(ours)}, args.rounds, args.block, between)
-    log("long tail of lengths: padded and packed")
+    log("long tail of lengths: padded, padding-free and packed")
     longest = int(flags["model_max_length"])
     tail = long_tail(ours.engine.module.config.vocab_size, longest)
     # as many tokens per step either way: B rows of mean length m, or B m / L sequences of L tokens
     n_sequences = max(1, round(args.batch_size * float(tail.lengths.mean()) / longest))
     padded = trainer(flags, tail)
     packed = trainer({**flags, "batching": "packed", "per_device_train_batch_size": n_sequences}, tail)
-    tails = take_turns({"padded": steps_of(padded), "packed": steps_of(packed)}, args.rounds, args.block)
+    free = trainer({**flags, "batching": "padding_free"}, tail)
+    contenders = {"padded": steps_of(padded), "padding_free": steps_of(free), "packed": steps_of(packed)}
+    tails = take_turns(contenders, args.rounds, args.block)
     ratios = {
         "ours_over_plain": median_ratio(rounds, "ours", "plain", 0),
         "ours_over_align_anything": None,
         "packed_over_padded_tokens": median_ratio(tails, "packed", "padded", 1),
+        "padding_free_over_padded_tokens": median_ratio(tails, "padding_free", "padded", 1),
     }
     speed = {
         name: {

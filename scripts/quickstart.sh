@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set everything up and run the whole study on the embedded sandbox: no GPU, no hub, 8 minutes on two cores.
+# Set everything up and run the whole study on the embedded sandbox: no GPU, no hub, four minutes on two cores.
 #
 #   bash scripts/quickstart.sh              # run, or continue; repeated: nothing unchanged is done again
 #   bash scripts/quickstart.sh --dry-run    # print the plan
