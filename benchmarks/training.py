@@ -65,9 +65,11 @@ def trainer(arguments: dict[str, Any], data: Any | None = None) -> Any:
         data = tokenise(rows, tokenizer, style=config.prompt_style, max_length=config.model_max_length)
     settings = engine.resolved_deepspeed_config(config, 1)
     loaded = engine.load_model(config, settings)
-    in_line = line_attention(loaded.model, config.batching) is not None
+    attention = line_attention(loaded.model, config.batching)
     built = engine.build_engine(config, settings, loaded.model, 10**6)
-    return Trainer(built, data, config, tokenizer.pad_token_id, lambda *_: None, lambda _step: None, in_line=in_line)
+    return Trainer(
+        built, data, config, tokenizer.pad_token_id, lambda *_: None, lambda _step: None, attention=attention
+    )
 
 
 def steps_of(ours: Any) -> Iterator[int]:

@@ -6,7 +6,8 @@ label and for no other: with rows of different lengths, no two answers lie at th
 
 A batch of ``packed`` or ``padding_free`` is one line of tokens, (1, T), with row borders in ``cu_seq_lens_q``. Where
 the model's attention is the plain kind, ``packed_attention`` runs causal attention per row, rows of similar length
-together, at the cost of the rows and not of T x T. With flash-attention 2 its variable-length kernel does the same.
+together, at the cost of the rows and not of T x T; under ``padding_free`` what all rows of a line begin with is then
+computed once. With flash-attention 2 its variable-length kernel keeps rows apart.
 Models with sliding windows or capped scores keep transformers' own block mask, made from the restarting position ids,
 under ``packed``, and their pads under ``padding_free``.
 """
@@ -61,35 +62,60 @@ def padded_batch(
 
 
 def packed_batch(
-    data: TokenisedRows, sequences: tuple[Sequence, ...], repeated: tuple[bool, ...], device: Any
+    data: TokenisedRows,
+    sequences: tuple[Sequence, ...],
+    repeated: tuple[bool, ...],
+    device: Any,
+    share_beginning: bool = False,
 ) -> Batch:
     """All rows of all sequences in one line, (1, T): nothing is padded.
 
-    ``position_ids`` start again at 0 with each row and ``cu_seq_lens`` mark the borders, so that attention stays
-    inside a row; the first token of a row is nobody's target.
+    ``position_ids`` start again with each row and ``cu_seq_lens`` mark the borders, so that attention stays inside a
+    row; the first token of a row is nobody's target.
+
+    ``share_beginning``: what all rows begin with (a prompt style's frame and system text) is in the line once, before
+    the first border, and belongs to every row; only `packed_attention` understands it. Under causal attention its
+    states are the same in every row, and its gradient is the sum of theirs.
     """
     rows = [row for sequence in sequences for row in sequence]
     skips = [skip for sequence, skip in zip(sequences, repeated, strict=True) for _ in sequence]
-    parts = []
+    ids, labels = [data.input_ids(row) for row in rows], []
     for row, skip in zip(rows, skips, strict=True):
-        labels = data.labels(row)
-        labels[0] = IGNORE_INDEX
+        of_row = data.labels(row)
+        of_row[0] = IGNORE_INDEX
         if skip:
-            labels[:] = IGNORE_INDEX
-        parts.append(labels)
+            of_row[:] = IGNORE_INDEX
+        labels.append(of_row)
+    shared = shared_beginning(ids, labels) if share_beginning else 0
     lengths = data.lengths[rows]
     arrays = {
-        "input_ids": np.concatenate([data.input_ids(row) for row in rows])[None].astype(np.int64),
-        "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+        "input_ids": np.concatenate([ids[0][:shared], *(one[shared:] for one in ids)])[None].astype(np.int64),
+        "position_ids": np.concatenate([np.arange(shared), *(np.arange(shared, n) for n in lengths)])[None],
     }
-    batch = _batch(arrays, np.concatenate(parts)[None], int(lengths.sum()), device)
+    of_line = np.concatenate([labels[0][:shared], *(one[shared:] for one in labels)])
+    batch = _batch(arrays, of_line[None], int(lengths.sum()), device)
+    batch.n_tokens = batch.n_real_tokens
     import torch
 
-    borders = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+    borders = torch.from_numpy((shared + np.concatenate([[0], np.cumsum(lengths - shared)])).astype(np.int32))
     longest = int(lengths.max())
-    batch.inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), borders)
+    batch.inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), borders.to(device))
     batch.inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
     return batch
+
+
+def shared_beginning(ids: list[np.ndarray], labels: list[np.ndarray]) -> int:
+    """How many tokens all rows begin with, of one row or more; each keeps a token of its own, and the first label of
+    each is predicted by such a token (the shared ones would have to predict several)."""
+    if len(ids) < 2:
+        return 0
+    shared = len(ids[0]) - 1
+    for one, of_row in zip(ids, labels, strict=True):
+        labelled = np.flatnonzero(of_row != IGNORE_INDEX)
+        shared = min(shared, len(one) - 1, int(labelled[0]) - 1 if len(labelled) else len(one) - 1)
+        other = np.flatnonzero(one[:shared] != ids[0][:shared])
+        shared = int(other[0]) if len(other) else shared
+    return max(shared, 0)
 
 
 def _batch(arrays: dict[str, np.ndarray], labels: np.ndarray, n_real_tokens: int, device: Any) -> Batch:
@@ -244,6 +270,8 @@ def _indices(borders: torch.Tensor, device: Any) -> tuple[list[torch.Tensor], to
 
     starts = borders.tolist()
     lengths = [b - a for a, b in itertools.pairwise(starts)]
+    shared = starts[0]  # tokens before the first border are the beginning of every row
+    lengths = [shared + length for length in lengths]
     gather, scatter = [], np.empty(starts[-1], dtype=np.int64)
     offset = 0
     for group in length_groups(lengths):
@@ -251,8 +279,11 @@ def _indices(borders: torch.Tensor, device: Any) -> tuple[list[torch.Tensor], to
         index = np.empty((len(group), width), dtype=np.int64)
         for i, row in enumerate(group):
             # a short row's tail repeats its last token: under the causal mask no real token sees it
-            index[i] = starts[row] + np.minimum(np.arange(width), lengths[row] - 1)
-            scatter[starts[row] : starts[row + 1]] = offset + i * width + np.arange(lengths[row])
+            place = np.minimum(np.arange(width), lengths[row] - 1)
+            index[i] = np.where(place < shared, place, starts[row] + place - shared)
+            here = offset + i * width + np.arange(lengths[row])
+            scatter[starts[row] : starts[row + 1]] = here[shared:]
+            scatter[:shared] = here[:shared]  # of whichever row: their outputs are equal
         gather.append(torch.from_numpy(index).to(device))
         offset += index.size
     result = (gather, torch.from_numpy(scatter).to(device))

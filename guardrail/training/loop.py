@@ -14,7 +14,7 @@ from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.core.ranks import rank, world_size
-from guardrail.training.batches import Batch, packed_batch, padded_batch, summed_loss, token_losses
+from guardrail.training.batches import NAME, Batch, packed_batch, padded_batch, summed_loss, token_losses
 from guardrail.training.config import SFTConfig
 from guardrail.training.data import TokenisedRows
 from guardrail.training.defences import Defence, NoDefence
@@ -35,8 +35,8 @@ class Trainer:
     """One run.
 
     ``on_log(step, losses, lr, totals)`` gets the losses since the last call, every ``logging_steps`` and before
-    every pause; ``on_pause(step)`` is called after the steps in ``pauses`` (saving, evaluation). ``in_line``:
-    micro-batches are one line of tokens, for which the model's attention has to be switched (`batches.line_attention`).
+    every pause; ``on_pause(step)`` is called after the steps in ``pauses`` (saving, evaluation). ``attention``:
+    the model's for micro-batches that are one line of tokens (`batches.line_attention`); None: they are padded.
     """
 
     engine: Any
@@ -46,7 +46,7 @@ class Trainer:
     on_log: Callable[[int, list[float], float, Totals], None]
     on_pause: Callable[[int], None]
     defence: Defence = field(default_factory=NoDefence)
-    in_line: bool = False
+    attention: str | None = None
     losses: list[float] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
 
@@ -93,8 +93,9 @@ class Trainer:
         sequences = micro.sequences[of_rank]
         counted = self.config.loss_average == "micro_batch"
         repeated = tuple(flag and not counted for flag in micro.repeated[of_rank])
-        if self.in_line:
-            return packed_batch(self.data, sequences, repeated, self.engine.device)
+        if self.attention is not None:
+            share = self.config.batching == "padding_free" and self.attention == NAME and not self.defence.reads_states
+            return packed_batch(self.data, sequences, repeated, self.engine.device, share)
         return padded_batch(self.data, sequences, repeated, self.pad_id, self.engine.device)
 
     def _step(self, micro_batches: Step, trained: Any) -> Any:

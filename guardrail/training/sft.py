@@ -245,7 +245,7 @@ def train(
     defence.model(loaded.model)
     loaded.n_trained_parameters = n_trained(loaded.model)
     trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None, defence)
-    trainer.in_line = attention is not None
+    trainer.attention = attention
     per_epoch = trainer.steps_per_epoch()
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
     engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from guardrail.core.errors import UserError
 from guardrail.data.prompts import encode_prompt
@@ -197,3 +199,56 @@ def test_a_model_that_does_not_tell_where_rows_end_is_padded_or_refused():
     assert line_attention(model, "padding_free") is None
     with pytest.raises(UserError, match="BloomForCausalLM cannot keep packed rows apart; use --batching"):
         line_attention(model, "packed")
+
+
+def made_rows(lengths, shared, first_labels):
+    """Rows of random tokens whose first ``shared`` are equal, labelled from ``first_labels`` on (None: nowhere)."""
+    rng = np.random.default_rng([*lengths, shared])
+    beginning = rng.integers(5, 60, shared)
+    ids = [np.concatenate([beginning[:n], rng.integers(60, 120, max(0, n - shared))]) for n in lengths]
+    spans = [(i, first, n) for i, (n, first) in enumerate(zip(lengths, first_labels, strict=True)) if first is not None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    names = tuple(map(str, range(len(lengths))))
+    spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
+    return TokenisedRows(np.concatenate(ids).astype(np.uint16), offsets, spans, np.array(lengths), names)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(2, 40), st.floats(0, 1), st.booleans()), min_size=1, max_size=6),
+    shared=st.integers(0, 30),
+)
+def test_a_beginning_that_is_computed_once_changes_neither_loss_nor_gradients(golden_model, rows, shared):
+    """Also where a row ends inside the beginning, is labelled within it, is a repeat, or has no label at all."""
+    import torch
+
+    lengths = [n for n, _, _ in rows]
+    firsts = [1 + int(where * (n - 1)) if where < 0.9 else None for n, where, _ in rows]
+    data = made_rows(
+        lengths, shared, [first if first is None or first < n else n - 1 for first, n in zip(firsts, lengths)]
+    )
+    sequences, repeats = tuple((i,) for i in range(len(rows))), tuple(flag for _, _, flag in rows)
+    found = []
+    for kind in ("padded", "line", "shared"):
+        model = load(golden_model)
+        if kind == "padded":
+            batch = padded_batch(data, sequences, repeats, 2, "cpu")
+        else:
+            enable_packed_attention(model)
+            batch = packed_batch(data, sequences, repeats, "cpu", share_beginning=kind == "shared")
+        loss = summed_loss(model, batch)
+        loss.backward()
+        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters()]), batch))
+    (expected, gradient, _), (_, _, line), (loss, ours, batch) = found
+    assert loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(ours, gradient, rtol=2e-3, atol=2e-3 * float(gradient.abs().max()) + 1e-9)
+    n_shared = int(batch.inputs["cu_seq_lens_q"][0])
+    assert batch.inputs["input_ids"].numel() == sum(lengths) - n_shared * (len(rows) - 1)
+    assert batch.n_real_tokens == batch.n_tokens == line.n_tokens == sum(lengths)
+    assert int(line.inputs["cu_seq_lens_q"][0]) == 0
+    if (
+        len(rows) > 1
+        and min(lengths) > shared
+        and all(f is None or r or f > shared for f, (_, _, r) in zip(firsts, rows))
+    ):
+        assert n_shared >= shared - 1

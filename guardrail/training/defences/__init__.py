@@ -70,11 +70,13 @@ class Defence:
 
     ``resumable``: nothing that ``begin`` or a step keeps would be lost when a killed run goes on.
     ``largest_stage``: the highest ZeRO stage under which it works; ``needs_float32``: not with 16-bit weights.
+    ``reads_states``: it reads or changes hidden states, so that every row must have those of its beginning to itself.
     """
 
     resumable: ClassVar[bool] = False
     largest_stage: ClassVar[int] = 3
     needs_float32: ClassVar[bool] = False
+    reads_states: ClassVar[bool] = False
 
     def files(self) -> dict[str, Path]:
         """What it reads besides the rows, by option: the contents are part of the training's key."""

@@ -29,6 +29,7 @@ class Vaccine(Defence):
 
     resumable = True
     largest_stage = 2
+    reads_states = True
 
     radius: float = option(2.0, "length of the perturbation, over all blocks together")
     states: list[Any] = field(default_factory=list, init=False, repr=False)
