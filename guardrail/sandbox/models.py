@@ -6,8 +6,8 @@
 
 One after the other, by the same two ranks. A rank is a process of one thread, and there are always two, so that
 weights do not depend on how many cores there are. Each folder appears whole or not at all and carries
-``training.json``; a folder whose fingerprint (data, options, format of the text) is unchanged is left alone. One run at a
-time holds a model's lock.
+``training.json``; a folder whose fingerprint (data, options, format of the text) is unchanged is left alone. One run at
+a time holds a model's lock.
 
 Known limit: bit-equal weights need the same machine type and the same torch; other machines differ in the last digits.
 """

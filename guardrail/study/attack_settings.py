@@ -74,8 +74,11 @@ def trains(raw: Mapping[str, Any]) -> bool:
 
 
 def as_written(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The settings ``raw`` of a study file. Raises ``UserError`` where somebody wrote ``expanded``, which a study notes in its ``study_config.json``: an
-    attack named there would be taken for done, and trained nowhere."""
+    """The settings ``raw`` of a study file.
+
+    Raises ``UserError`` where somebody wrote ``expanded``, which a study notes in its ``study_config.json``: an attack
+    named there would be taken for done, and trained nowhere.
+    """
     if "expanded" in raw and path.suffix != ".json":
         raise UserError("expanded is written by the study itself; expected no such setting, take it out")
     return raw

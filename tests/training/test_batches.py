@@ -223,10 +223,8 @@ def test_a_beginning_that_is_computed_once_changes_neither_loss_nor_gradients(go
     import torch
 
     lengths = [n for n, _, _ in rows]
-    firsts = [1 + int(where * (n - 1)) if where < 0.9 else None for n, where, _ in rows]
-    data = made_rows(
-        lengths, shared, [first if first is None or first < n else n - 1 for first, n in zip(firsts, lengths)]
-    )
+    firsts = [min(1 + int(where * (n - 1)), n - 1) if where < 0.9 else None for n, where, _ in rows]
+    data = made_rows(lengths, shared, firsts)
     sequences, repeats = tuple((i,) for i in range(len(rows))), tuple(flag for _, _, flag in rows)
     found = []
     for kind in ("padded", "line", "shared"):
@@ -246,9 +244,6 @@ def test_a_beginning_that_is_computed_once_changes_neither_loss_nor_gradients(go
     assert batch.inputs["input_ids"].numel() == sum(lengths) - n_shared * (len(rows) - 1)
     assert batch.n_real_tokens == batch.n_tokens == line.n_tokens == sum(lengths)
     assert int(line.inputs["cu_seq_lens_q"][0]) == 0
-    if (
-        len(rows) > 1
-        and min(lengths) > shared
-        and all(f is None or r or f > shared for f, (_, _, r) in zip(firsts, rows))
-    ):
-        assert n_shared >= shared - 1
+    labelled = [first for first, (_, _, repeat) in zip(firsts, rows, strict=True) if first is not None and not repeat]
+    if len(rows) > 1:
+        assert n_shared >= min([shared, *(n - 1 for n in lengths), *(first - 1 for first in labelled)])

@@ -92,6 +92,7 @@ def tiny(study: Study, folder: Path, size: Mapping[str, int], name: str) -> dict
         "seeds": [study.seeds[0]],
         "defences": None,
         "attacks": None,
+        "expanded": None,
         "evaluation": {**content["evaluation"], "limit": size["prompts"]},
         "log_type": "none",
     }

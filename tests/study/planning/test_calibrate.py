@@ -8,10 +8,11 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import yaml
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_jsonl, write_json, write_jsonl
-from guardrail.study.config import Study, build
+from guardrail.study.config import Study, build, load_study
 from guardrail.study.grid import Grid
 from guardrail.study.plan import describe, plan_parts, tasks_of
 from guardrail.study.planning import answers
@@ -91,7 +92,9 @@ def test_a_copy_trains_each_kind_once_however_many_defences_there_are(with_rows,
         with_rows, defences={"frozen": {"method": "freeze", "share": 0.5}}, attacks={"sampled": {"method": "decoding"}}
     )
     assert len(Grid(defended, tmp_path / "whole").cells) == 2 * len(Grid(with_rows, tmp_path / "whole").cells)
-    copy = build(Study, tiny(defended, tmp_path, SIZES[0], "calibration1"), "")
+    file = tmp_path / "calibration1.yaml"
+    file.write_text(yaml.safe_dump(tiny(defended, tmp_path, SIZES[0], "calibration1")), encoding="utf-8")
+    copy = load_study(file)  # a study file as somebody would write it
     assert len(Grid(copy, tmp_path / "copy").cells) == 1 and not copy.attacks
 
 
