@@ -6,9 +6,10 @@
 
 All contenders see the same rows. The in-process ones take turns in short blocks, so that a busy machine slows them
 alike; ratios are medians over the rounds. align-anything runs in its own process between two halves of the rounds.
-``ours_over_plain`` and ``ours_over_align_anything`` are ratios of steps per second; ``packed_over_padded_tokens`` and
-``padding_free_over_padded_tokens`` of real tokens per second on rows with a long tail of lengths. Known limits: one
-process, no ZeRO partitioning; the GPU preset has not been run by its authors (no GPU at hand).
+``ours_over_plain``, ``ours_over_align_anything`` (both padded) and ``padding_free_over_padded`` are ratios of steps per
+second; ``packed_over_padded_tokens`` and ``padding_free_over_padded_tokens`` of real tokens per second on rows with a
+long tail of lengths and no beginning in common. Known limits: one process, no ZeRO partitioning; the GPU preset has not
+been run by its authors (no GPU at hand).
 """
 
 from __future__ import annotations
@@ -264,7 +265,9 @@ def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
             log("align-anything" if args.align_anything_python else "align-anything: not given, left out")
             theirs.append(align_anything(args, flags, folder))
 
-    rounds = take_turns({"plain": plain, "ours": steps_of(ours)}, args.rounds, args.block, between)
+    free = trainer({**flags, "batching": "padding_free"})
+    contenders = {"plain": plain, "ours": steps_of(ours), "ours_padding_free": steps_of(free)}
+    rounds = take_turns(contenders, args.rounds, args.block, between)
     log("long tail of lengths: padded, padding-free and packed")
     longest = int(flags["model_max_length"])
     tail = long_tail(ours.engine.module.config.vocab_size, longest)
@@ -277,6 +280,7 @@ def measure(args: Any, on_gpu: bool, folder: Path) -> dict[str, Any]:
     tails = take_turns(contenders, args.rounds, args.block)
     ratios = {
         "ours_over_plain": median_ratio(rounds, "ours", "plain", 0),
+        "padding_free_over_padded": median_ratio(rounds, "ours_padding_free", "ours", 0),
         "ours_over_align_anything": None,
         "packed_over_padded_tokens": median_ratio(tails, "packed", "padded", 1),
         "padding_free_over_padded_tokens": median_ratio(tails, "padding_free", "padded", 1),
