@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import toy
 
+from guardrail.training.batches import line_attention
 from guardrail.training.loop import Trainer
 
 
@@ -48,5 +49,6 @@ def train(folder, data, defence, **options):
     engine = PlainEngine(folder)
     defence.model(engine.module)
     trainer = Trainer(engine, data, config, 2, lambda *_: None, lambda _: None, defence)
+    trainer.attention = line_attention(engine.module, config.batching)
     defence.begin(engine)
     return trainer.train(2), engine.module.state_dict()

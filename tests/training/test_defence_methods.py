@@ -98,6 +98,25 @@ def test_a_method_that_is_on_changes_training(name, golden_model, encode, data, 
     assert train(golden_model, data, again)[0] == losses  # no hidden state, no unseeded draw
 
 
+@pytest.mark.parametrize("name", ["none", "first_tokens", "lisa", "freeze", "vaccine", "booster"])
+def test_without_pads_a_method_does_what_it_does_with_them(name, golden_model, encode, data, further):
+    """Rows that begin alike share what they begin with, but not where a method changes hidden states row by row."""
+    import torch
+
+    found = []
+    for batching in ("padded", "padding_free"):
+        options = () if name == "none" else options_of(name, further, golden_model)
+        defence = make_defence(name, options)
+        defence.prepare(encode)
+        found.append(train(golden_model, data, defence, batching=batching))
+    (losses, weights), (same, others) = found
+    assert same == pytest.approx(losses, rel=1e-4)
+    start = PlainEngine(golden_model).module.state_dict()
+    for key, tensor in weights.items():
+        moved = float((tensor - start[key]).abs().max())
+        torch.testing.assert_close(others[key], tensor, rtol=0, atol=0.02 * moved + 1e-7)
+
+
 def test_a_stage_under_which_a_method_cannot_work_is_refused():
     check_setup(make_defence("freeze"), "freeze", 3, "bfloat16")
     with pytest.raises(UserError, match=r"not ZeRO 3; use ds_z0_config\.json or ds_z2_config\.json"):
