@@ -52,6 +52,7 @@ AGREEMENT_RECORD = "agreement.json"
 CODE_VERSION = 4  # raise it when a change here changes weights
 STAGES = ("base", "chat", "moderation")
 RANKS = 2
+LEAST_AGREEMENT = 0.96  # last digits differ between machines, and a judge by half a point with them
 DATA_OF = {
     "base": ("base",),
     "chat": ("base", "instruct"),
@@ -266,6 +267,16 @@ def _train_in_ranks(stages: Sequence[str], common: list[str]) -> None:
         raise UserError(f"training of {', '.join(stages)} failed; the reason is in the lines above")
 
 
+def quality_warning(agreement: dict[str, Any]) -> str | None:
+    """What to say of a judge that agrees with the generator less often than numbers of the sandbox rest on."""
+    if agreement["flagged"] >= LEAST_AGREEMENT:
+        return None
+    return (
+        f"warning: the judge agrees on {100 * agreement['flagged']:.1f}% of {agreement['n']} held-out pairs; numbers "
+        f"of the sandbox rest on {100 * LEAST_AGREEMENT:.0f}% (another --seed trains another judge)"
+    )
+
+
 def train_models(
     out: str | Path,
     data: str | Path,
@@ -297,6 +308,8 @@ def train_models(
     result["trained"] = todo
     if "moderation" in stages:
         result["agreement"] = read_json(out / "moderation" / TRAINING_RECORD)["agreement"]
+        if row_limit is None and (warning := quality_warning(result["agreement"])):
+            log(warning)
     return result
 
 

@@ -152,6 +152,11 @@ def test_the_threshold_is_strict():
     assert found["flagged"] == 1.0
 
 
+def test_a_poor_judge_is_told():
+    assert models.quality_warning({"n": 1400, "flagged": 0.961}) is None
+    assert "agrees on 95.9% of 1400 held-out pairs" in models.quality_warning({"n": 1400, "flagged": 0.959})
+
+
 # -- training
 
 
