@@ -73,15 +73,16 @@ def test_finished_processes_are_reused_and_their_times_are_used(tmp_path):
     assert stages["align"].n_run == 0 and stages["evaluate"].source == "assumed"
 
 
-def test_gpu_hours_follow_from_operations_by_hand(tmp_path):
-    """Rows x padded tokens x 8 N over what a GPU makes of its peak, for the alignments without safety rows; attention
-    and the saved logits of short answers are some per cent."""
-    parts = plan_parts(Grid(load_study(PAPER), tmp_path), on("h100", 4))
+@pytest.mark.parametrize(("batching", "pad"), [("padded", padding(8, 0.6)), ("padding_free", 1.0)])
+def test_gpu_hours_follow_from_operations_by_hand(tmp_path, batching, pad):
+    """Rows x tokens with pads x 8 N over what a GPU makes of its peak, for the alignments without safety rows;
+    attention and the saved logits of short answers are some per cent."""
+    parts = plan_parts(Grid(load_study(PAPER, changes=f"alignment.batching={batching}"), tmp_path), on("h100", 4))
     name = next(name for name in parts.costs if name.startswith("align.none.seed42"))
     cost = parts.costs[name]
     N = 6738415616
     assert parameters(parts.grid.study) == parts.shape.n_parameters() == N
-    tokens = 1375 * padding(8, 0.6)
+    tokens = 1375 * pad
     by_hand = 207_865 * tokens * 8 * N / (4 * 989e12 * 0.37)
     assert cost.work_sec == pytest.approx(by_hand, rel=0.06)
     assert "8N" in cost.basis and f"{tokens:,.0f} tokens" in cost.basis
