@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from guardrail.core.ranks import gather, shard
+
 if TYPE_CHECKING:
     from guardrail.sandbox.exchange import Exchange
 
@@ -95,23 +97,10 @@ def make_optimizers(model: Any, options: TrainOptions, exchange: Exchange) -> li
     return [adamw, Muon(matrices, exchange, lr=rate)] if rate else [adamw]
 
 
-def rank_of_ranks() -> tuple[int, int]:
-    """This process's rank and the number of ranks; ``(0, 1)`` without a process group."""
-    import torch.distributed as dist
-
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def shared(rows: list[Any], work: Callable[[list[Any]], list[T]]) -> list[T]:
-    """``work(rows)``, a value per row, of which every rank does its part."""
-    import torch.distributed as dist
-
-    rank, ranks = rank_of_ranks()
-    if ranks == 1:
-        return work(rows)
-    parts: list[Any] = [None] * ranks
-    dist.all_gather_object(parts, work(rows[rank::ranks]))
-    return [parts[i % ranks][i // ranks] for i in range(len(rows))]
+    """``work(rows)``, a value per row, of which every rank does its part. Collective."""
+    parts = gather(work(shard(rows)))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
 
 
 def n_targets(batch: list[Example], per_token: bool) -> int:
@@ -125,7 +114,7 @@ def states_at(body: Any, ids: Any, read: Any) -> Any:
     """``body(ids).last_hidden_state[read]``, (n, D), of a ``LlamaModel`` for ``ids`` and a mask ``read``, both (B, T).
 
     In the last block only keys and values of the other positions count: its output projection and its feed-forward
-    part are left out there. That is a tenth of the work of the language models, a fifth of the judge's.
+    part are left out there: by count, a tenth of the work of the language models and a fifth of the judge's.
     """
     import torch
     from torch.nn import functional
@@ -214,7 +203,6 @@ def train(
 
     from guardrail.sandbox.exchange import Exchange
 
-    rank, ranks = rank_of_ranks()
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     lengths = [len(example.input_ids) for example in examples]
@@ -233,14 +221,14 @@ def train(
             rates, (group for optimizer in optimizers for group in optimizer.param_groups), strict=True
         ):
             group["lr"] = rate * factor
-        loss, part = 0.0, [examples[i] for i in rows[rank::ranks]]
+        loss, part = 0.0, [examples[i] for i in shard(rows)]
         if options.learnt_loss is not None and part and step >= options.learnt_after * len(batches):
             part = unlearnt(model, part, pad_id, options.learnt_loss)
         if part:
             total = summed_loss(model, part, pad_id, per_token) / n_targets([examples[i] for i in rows], per_token)
             total.backward()
             loss = float(total.detach())
-        losses.append(share_gradients(model, loss, exchange) if ranks > 1 else loss)
+        losses.append(share_gradients(model, loss, exchange) if exchange.ranks > 1 else loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         for optimizer in optimizers:
             optimizer.step()

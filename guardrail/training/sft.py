@@ -244,8 +244,8 @@ def train(
     attention = line_attention(loaded.model, config.batching)
     defence.model(loaded.model)
     loaded.n_trained_parameters = n_trained(loaded.model)
-    trainer = Trainer(None, data, config, tokenizer.pad_token_id or 0, lambda *_: None, lambda _step: None, defence)
-    trainer.attention = attention
+    pad_id = tokenizer.pad_token_id or 0
+    trainer = Trainer(None, data, config, pad_id, lambda *_: None, lambda _step: None, defence, attention)
     per_epoch = trainer.steps_per_epoch()
     n_steps = min(sum(per_epoch), config.max_steps or sum(per_epoch))
     engine = trainer.engine = build_engine(config, ds_config, loaded.model, n_steps)

@@ -138,6 +138,7 @@ LORA = {
     "logging_steps": 1,
     "learning_rate": 5e-3,
 }
+SPREAD = {"use_lora": True, "ds_cfgs": "ds_z3_config.json", "gradient_checkpointing": True, "max_steps": 6}
 # One process trains all of these, in this order; the tests look at what it left.
 SINGLE = {
     "plain": {"max_steps": 6},
@@ -152,6 +153,8 @@ SINGLE = {
     "packed": {"batching": "packed", "per_device_train_batch_size": 2, "train_size": 24},
     "packed-as-padded": {"per_device_train_batch_size": 24, "train_size": 24},
     "padding-free": {"batching": "padding_free", "epochs": 4, "reshuffle": False},
+    "spread": SPREAD,
+    "spread-padding-free": {**SPREAD, "batching": "padding_free"},
     "grouped": {"batching": "length_grouped"},
     "turns": {"train_on": "all_assistant_turns", "max_steps": 2},
     "bf16": {"max_steps": 6, "bf16": True, "ds_cfgs": "ds_z2_config.json"},

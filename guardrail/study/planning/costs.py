@@ -27,7 +27,7 @@ from guardrail.study.planning.answers import BATCH_ROWS
 from guardrail.study.planning.assumptions import Book
 from guardrail.study.planning.devices import Gpu
 from guardrail.study.planning.times import Process, Time
-from guardrail.study.planning.volumes import Volume, bench_prompts, join, padding, volume
+from guardrail.study.planning.volumes import Volume, bench_prompts, join, padding_of, volume
 from guardrail.study.score_settings import MODERATION, OF_THE_POOL
 from guardrail.study.tasks import set_name
 
@@ -273,9 +273,7 @@ class Costs:
         """Optimizer steps: arithmetic or the exchange of weights and gradients, whichever is slower, and the update."""
         book, rows = self.book, self.rows_of(job)
         batch, ranks = options["per_device_train_batch_size"], self.ranks
-        pad = 1.0
-        if options.get("batching", "padded") == "padded":
-            pad = padding(batch, round(rows.variation, 2))
+        pad = padding_of(options, rows)
         tokens = min(rows.tokens * pad, options["model_max_length"])
         n_rows = rows.rows * options["epochs"]
         of_step = batch * ranks * options["gradient_accumulation_steps"]

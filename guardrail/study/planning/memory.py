@@ -17,7 +17,7 @@ from guardrail.core.places import DEEPSPEED_FOLDER
 from guardrail.study.jobs import Job
 from guardrail.study.plan import Parts
 from guardrail.study.planning.costs import TRAINING_STAGES
-from guardrail.study.planning.volumes import Volume, padding
+from guardrail.study.planning.volumes import Volume, padding_of
 
 LONGEST = 3.0  # standard deviations above the mean
 
@@ -97,9 +97,7 @@ def _needs(parts: Parts, job: Job) -> list[tuple[tuple[Any, ...], Any, Any]]:
             content = read_json(DEEPSPEED_FOLDER / options["ds_cfgs"])
             settings = settings_of_training(content, **{**plain, "n_gpus": counter.ranks})
             rows = counter.rows_of(job)
-            pad = 1.0
-            if options.get("batching", "padded") == "padded":
-                pad = padding(options["per_device_train_batch_size"], round(rows.variation, 2))
+            pad = padding_of(options, rows)
             tokens = _tokens(rows, pad, options["model_max_length"])
             few, many = _probes(job, 1), _probes(job, PROBE_ROWS)  # too large a batch of answers is halved
             usual = estimate(counter.shape, "sft", settings, row_tokens=tokens[0], **few)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from guardrail.core.errors import UserError
 from guardrail.study.config import Source
@@ -159,6 +161,13 @@ def padding(n_rows: int, variation: float, n_points: int = 4000) -> float:
         u = ((i + 0.5) / n_points) ** (1 / n_rows)
         total += math.exp(sigma * normal.inv_cdf(u) - sigma**2 / 2)
     return total / n_points
+
+
+def padding_of(options: Mapping[str, Any], rows: Volume) -> float:
+    """Tokens of a training's batches per real one; 1 where its batching leaves out pads, or nearly all of them."""
+    if options.get("batching", "padded") != "padded":
+        return 1.0
+    return padding(options["per_device_train_batch_size"], round(rows.variation, 2))
 
 
 def bench_prompts(bench: str, data: str | None, limit: int | None) -> float:
