@@ -13,3 +13,12 @@ def find_blocks(model: torch.nn.Module, n_layers: int, instead: str = "use anoth
     if not lists:
         raise UserError(f"cannot find the {n_layers} transformer blocks of {type(model).__name__}; {instead}")
     return lists[0]
+
+
+def last_block(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The last of a causal LM's transformer blocks; None where they are not found."""
+    n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    try:
+        return find_blocks(model, n_layers)[-1] if n_layers else None
+    except UserError:
+        return None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,10 @@ NAME = "guardrail_packed"
 
 @dataclass
 class Batch:
-    """One rank's micro-batch. The token at ``(rows[i], positions[i])`` has to predict ``targets[i]``; all are (n,)."""
+    """One rank's micro-batch. The token at ``(rows[i], positions[i])`` has to predict ``targets[i]``; all are (n,).
+
+    ``only_read``: the last states of other tokens need not be right (`labelled_logits`).
+    """
 
     inputs: dict[str, Any]
     rows: torch.Tensor
@@ -43,6 +46,7 @@ class Batch:
     targets: torch.Tensor
     n_real_tokens: int
     n_tokens: int
+    only_read: bool = field(default=False, init=False)
 
 
 def padded_batch(
@@ -75,7 +79,7 @@ def packed_batch(
 
     ``share_beginning``: what all rows begin with (a prompt style's frame and system text) is in the line once, before
     the first border, and belongs to every row; only `packed_attention` understands it. Under causal attention its
-    states are the same in every row, and its gradient is the sum of theirs.
+    states are the same in every row, and its gradient is the sum of theirs. The batch is then ``only_read``.
     """
     rows = [row for sequence in sequences for row in sequence]
     skips = [skip for sequence, skip in zip(sequences, repeated, strict=True) for _ in sequence]
@@ -94,7 +98,7 @@ def packed_batch(
     }
     of_line = np.concatenate([labels[0][:shared], *(one[shared:] for one in labels)])
     batch = _batch(arrays, of_line[None], int(lengths.sum()), device)
-    batch.n_tokens = batch.n_real_tokens
+    batch.n_tokens, batch.only_read = batch.n_real_tokens, share_beginning
     import torch
 
     borders = torch.from_numpy((shared + np.concatenate([[0], np.cumsum(lengths - shared)])).astype(np.int32))
@@ -134,10 +138,20 @@ def _batch(arrays: dict[str, np.ndarray], labels: np.ndarray, n_real_tokens: int
 
 
 def labelled_logits(engine: Any, batch: Batch) -> torch.Tensor:
-    """Logits (n, V) of the tokens that have a label. ``engine`` is a causal LM, or wraps one as ``engine.module``."""
-    from guardrail.models.labelled_logits import logits_at
+    """Logits (n, V) of the tokens that have a label. ``engine`` is a causal LM, or wraps one as ``engine.module``.
 
-    return logits_at(engine, batch.inputs, batch.rows, batch.positions)
+    Of an ``only_read`` line the last block's feed-forward part sees these tokens alone, except where a backward pass
+    would run the block again: by then it is whole again.
+    """
+    from guardrail.models.blocks import last_block
+    from guardrail.models.labelled_logits import logits_at
+    from guardrail.models.last_block import feed_forward_at
+
+    model = getattr(engine, "module", engine)
+    whole = not batch.only_read or getattr(model, "is_gradient_checkpointing", False)
+    block = None if whole else last_block(model)
+    with feed_forward_at(block, batch.positions[None]):
+        return logits_at(engine, batch.inputs, batch.rows, batch.positions)
 
 
 def summed_loss(engine: Any, batch: Batch) -> torch.Tensor:

@@ -171,15 +171,20 @@ def test_batches_hold_every_row_once_and_keep_the_limit():
     assert all(max(lengths[i] for i in batch) * len(batch) <= 256 for batch in batches)
 
 
-def test_orthogonalised_updates_have_singular_values_near_one():
+def test_orthogonalised_updates_have_singular_values_near_one_and_their_own_vectors():
     import torch
 
     from guardrail.sandbox.optimizer import orthogonalise
 
     torch.manual_seed(0)
-    for shape in ((2, 16, 40), (2, 40, 16)):
-        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
-        assert float(values.min()) > 0.5 and float(values.max()) < 1.5
+    for shape in ((2, 16, 40), (2, 40, 16), (2, 16, 20), (2, 20, 16), (1, 16, 16)):
+        updates = torch.randn(shape)
+        found = torch.linalg.svd(orthogonalise(updates), full_matrices=False)
+        assert float(found.S.min()) > 0.5 and float(found.S.max()) < 1.5
+        # the same singular vectors: undoing those of the updates leaves a diagonal
+        own = torch.linalg.svd(updates, full_matrices=False)
+        inside = own.U.mT @ (found.U * found.S[:, None]) @ found.Vh @ own.Vh.mT
+        assert float((inside - torch.diag_embed(inside.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-4
 
 
 def test_states_at_the_read_positions_are_the_models_own(trained):

@@ -201,6 +201,35 @@ def test_a_model_that_does_not_tell_where_rows_end_is_padded_or_refused():
         line_attention(model, "packed")
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_feed_forward_part_sees_labelled_tokens_only(checkpointing, data, golden_model):
+    """Of a padding-free line; whole where the backward pass runs the block again."""
+    import torch
+
+    flags, sequences = (False,) * len(ROWS), tuple((row,) for row in ROWS)
+    seen, gradients = [], []
+    for share in (False, True):
+        model = load(golden_model)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_packed_attention(model)
+        batch = packed_batch(data, sequences, flags, "cpu", share_beginning=share)
+        sizes = []
+        for layer in model.model.layers:
+            layer.mlp.gate_proj.register_forward_hook(lambda _m, _i, out, sizes=sizes: sizes.append(out.shape[1]))
+        summed_loss(model, batch).backward()
+        seen.append((sizes, batch))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=2e-3, atol=2e-3 * float(gradients[0].abs().max()))
+    for sizes, batch in seen:
+        n_tokens = batch.inputs["input_ids"].shape[1]
+        trimmed = batch.only_read and not checkpointing
+        n_labelled = len(batch.targets)
+        assert n_labelled < n_tokens
+        assert set(sizes[:-1]) == {n_tokens} and sizes[-1] == (n_labelled if trimmed else n_tokens)
+
+
 def made_rows(lengths, shared, first_labels):
     """Rows of random tokens whose first ``shared`` are equal, labelled from ``first_labels`` on (None: nowhere)."""
     rng = np.random.default_rng([*lengths, shared])

@@ -37,6 +37,7 @@ from guardrail.generation.interface import decode_answer
 STAGE = "eval_safety"
 NO_ATTACK = NoAttack()
 RESULTS = "results.json"
+DEFAULT_STYLE = "llama2"  # shallow-vs-deep's
 ROW_COLUMNS_LEFT_OUT = ("messages", "prefill_answer", "turns", "conversations", "data", "prompt", "response")
 
 
@@ -49,7 +50,9 @@ class SafetyConfig(EvaluationOptions):
     bench_data: str | None = option(None, "local copy of the bench (file or folder)", decides=False)
     bench_split: str | None = option(None, "split of a local folder")
     limit: int | None = option(None, "first N prompts only", parse=positive_int)
-    prompt_style: str | None = option("llama2", "llama2_base, llama2, gemma_base, gemma, chat_template")
+    prompt_style: str | None = option(
+        None, "llama2_base, llama2, gemma_base, gemma, chat_template; default: the model family's, else llama2"
+    )
     eval_template: str = option("plain", "plain, null, alpaca, pure_bad, helpful, aoa")
     prefill_prefix: str | None = option(None, "text put into the model's mouth (<bench>_with_prefix)")
     num_prefix_tokens: int | None = option(
@@ -76,6 +79,10 @@ class SafetyConfig(EvaluationOptions):
             raise UserError(f"{self.safety_bench} needs --num_prefix_tokens K with K of at least 1")
         if self.samples_per_prompt > 1 and not self.do_sample:
             raise UserError("--samples_per_prompt above 1 with --do_sample False gives the same answer again and again")
+
+    @property
+    def style(self) -> str:
+        return self.prompt_style or self.model_family or DEFAULT_STYLE
 
     @property
     def results_file(self) -> Path:

@@ -176,6 +176,20 @@ def test_judging_on_the_spot_happens_after_the_results_are_saved(flags, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("given", "style"),
+    [
+        ({}, "llama2"),
+        ({"model_family": "llama2_base"}, "llama2_base"),
+        ({"model_family": "gemma_base"}, "gemma_base"),
+        ({"model_family": "llama2_base", "prompt_style": "llama2"}, "llama2"),
+    ],
+)
+def test_a_model_family_alone_brings_its_own_prompt_style(given, style):
+    config = SafetyConfig(model_name_or_path="m", save_path="x", **given)
+    assert config.style == config.identity()["prompt_style"] == style
+
+
+@pytest.mark.parametrize(
     ("flag", "expected"),
     [
         ("--safety_bench=hexphi", "did you mean 'hex-phi'"),
