@@ -168,6 +168,9 @@ def complete(
     config: EvaluationOptions, backend: Backend, prompts: Sequence[Prompt], key: str, desc: str
 ) -> list[dict[str, Any]]:
     """One row per prompt and sample, in order, on every rank. Call inside ``process_group()``."""
+    if is_main():
+        given = config.prompt_style or config.model_family
+        log(f"prompt style: {config.style}" + ("" if given else ", the default (--prompt_style sets another)"))
     requests = [Request(one.id, sample, one.ids) for one in prompts for sample in range(config.samples_per_prompt)]
     done = generate_resumable(backend, requests, config.sampling(), config.results_file.parent, key, desc)
     columns = {one.id: one.columns for one in prompts}
