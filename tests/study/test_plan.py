@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
+from guardrail.core.files import read_json
 from guardrail.study.config import SUBSETS, Study, load_study
 from guardrail.study.dag import make_jobs
 from guardrail.study.grid import Grid
@@ -34,6 +36,7 @@ STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 PAPER = REPOSITORY / "configs/studies/paper_llama2_7b.yaml"
 SURVIVAL = REPOSITORY / "configs/studies/sandbox_survival.yaml"
 GEMMA = REPOSITORY / "configs/studies/paper_gemma2.yaml"
+QUICKSTART = REPOSITORY / "configs/studies/quickstart.yaml"
 
 
 def on(kind_of_gpu: str, n: int) -> Node:
@@ -210,6 +213,26 @@ def test_every_shipped_study_is_planned_by_snakemake(file, tmp_path):
     """Every rule finds its inputs, nothing runs."""
     grid, jobs = dry_run(load_study(file, {"seeds": [1], "sandbox": False}), tmp_path)
     assert jobs["align"] == len(grid.alignments) and jobs["fine_tune"] == len(grid.cells)
+
+
+@pytest.mark.slow
+def test_the_scheduler_wakes_when_a_process_has_ended_and_not_more_often(tmp_path):
+    """With Snakemake's limit of starts per second it wakes the more often the more have ended."""
+    grid = Grid(load_study(QUICKSTART, {"sandbox": False}), tmp_path)
+    jobs = make_jobs(grid, OUR_TRAINER, missing_ok=True)
+    schedule = write_schedule(grid, jobs, list(jobs), OUR_TRAINER, 1, Machine(()))
+    n_processes = len(read_json(schedule)["processes"])
+    quick = tmp_path / "bin" / "python"  # takes the place of every process
+    quick.parent.mkdir()
+    quick.write_text("#!/bin/sh\nsleep 0.4\n")
+    quick.chmod(0o755)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "workflow/Snakefile", "--cores", "2"]
+    command += ["--resources", "gpus=0", "cpu_jobs=2", "--config", f"jobs={schedule}", "--nolock", "--verbose"]
+    environment = {**os.environ, "PATH": f"{quick.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    n_woken = len(re.findall("^Ready jobs", done.stdout + done.stderr, re.MULTILINE))
+    assert n_processes >= 15 and n_processes / 2 <= n_woken <= n_processes + 2
 
 
 @pytest.mark.slow
