@@ -38,7 +38,6 @@ STAGES = {  # script -> the stages that get its variables
 }
 VIA = {"sft_downstream": "sft", "sft_subset": "sft"}  # the script that passes an exported variable on
 DELIBERATE = {
-    ("eval_safety", "PROMPT_STYLE"): "the paper evaluates base models with llama2_base (its command)",
     ("mt_bench", "BACKEND"): "the paper answers MT-Bench with vLLM (its command)",
     ("score_rows", "SCORERS"): "the script names a model and sets, the option's default needs none",
     ("select_subset", "SIZE"): "the paper's subsets have 1,000 and 5,000 rows",
