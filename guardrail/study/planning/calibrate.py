@@ -90,6 +90,7 @@ def tiny(study: Study, folder: Path, size: Mapping[str, int], name: str) -> dict
         "subsets": [subset],
         "subset_sizes": [min(size["subset"], len(load_rows(pool["source"])))],
         "seeds": [study.seeds[0]],
+        "primary": None,  # of subsets that are not in a copy
         "defences": None,
         "attacks": None,
         "expanded": None,

@@ -9,9 +9,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import yaml
+from toys import REPOSITORY
 
 from guardrail.core.errors import UserError
 from guardrail.core.files import read_jsonl, write_json, write_jsonl
+from guardrail.data import rows as rows_module
 from guardrail.study.config import Study, build, load_study
 from guardrail.study.grid import Grid
 from guardrail.study.plan import describe, plan_parts, tasks_of
@@ -26,6 +28,7 @@ from guardrail.study.planning.times import note_process
 
 from ..fake_study import study
 
+STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 HERE = Node(None, 0, 2, here=True)
 
 
@@ -85,6 +88,19 @@ def test_a_copy_is_a_study_of_few_rows_with_the_same_settings(with_rows, tmp_pat
     assert copy.alignment == with_rows.alignment and copy.models == with_rows.models
     assert len(read_jsonl(copy.instruct.source)) == SIZES[0]["instruct"]
     assert copy.evaluation.limit == SIZES[0]["prompts"] and copy.subset_sizes == (SIZES[0]["subset"],)
+
+
+@pytest.mark.parametrize("shipped", STUDIES, ids=lambda file: file.stem)
+def test_the_copy_of_every_shipped_study_is_a_study_file(shipped, tmp_path, monkeypatch):
+    """Whatever a study declares about arms, a copy has one arm."""
+    found = [{"id": str(i), "prompt": f"Ask {i}", "response": "Say."} for i in range(max(SIZES[0].values()))]
+    monkeypatch.setattr(rows_module, "load_rows", lambda _source, _split=None, limit=None: found[:limit])
+    file = tmp_path / "calibration1.yaml"
+    content = tiny(load_study(shipped), tmp_path, SIZES[0], "calibration1")
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    copy = load_study(file)
+    n_designs = len(copy.designs)
+    assert len(Grid(copy, tmp_path / "copy").cells) == n_designs and copy.primary is None
 
 
 def test_a_copy_trains_each_kind_once_however_many_defences_there_are(with_rows, tmp_path):
