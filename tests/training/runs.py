@@ -155,6 +155,12 @@ SINGLE = {
     "padding-free": {"batching": "padding_free", "epochs": 4, "reshuffle": False},
     "spread": SPREAD,
     "spread-padding-free": {**SPREAD, "batching": "padding_free"},
+    "pieces-padding-free": {  # the last block's feed-forward part at labels alone, weights in pieces
+        "batching": "padding_free",
+        "ds_cfgs": "ds_z3_config.json",
+        "gradient_checkpointing": False,
+        "max_steps": 6,
+    },
     "grouped": {"batching": "length_grouped"},
     "turns": {"train_on": "all_assistant_turns", "max_steps": 2},
     "bf16": {"max_steps": 6, "bf16": True, "ds_cfgs": "ds_z2_config.json"},

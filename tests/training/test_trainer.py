@@ -164,6 +164,9 @@ def test_padding_free_steps_are_the_padded_steps(single):
     assert (record["n_steps"], record["attention"]) == (other["n_steps"], "guardrail_packed")
     assert runs.losses(free) == pytest.approx(runs.losses(padded), rel=1e-3)
     assert runs.losses(free)[0] == pytest.approx(runs.losses(padded)[0], rel=1e-6)
+    pieces = single / "pieces-padding-free"
+    assert runs.record(pieces)["attention"] == "guardrail_packed"
+    assert runs.losses(pieces) == pytest.approx(runs.losses(single / "plain"), rel=1e-3)
     # adapters, weights in pieces and a second forward pass while going back see the same
     assert runs.record(single / "spread-padding-free")["attention"] == "guardrail_packed"
     assert runs.losses(single / "spread-padding-free") == pytest.approx(runs.losses(single / "spread"), rel=1e-3)
